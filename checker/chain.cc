@@ -1,0 +1,106 @@
+#include "checker/chain.h"
+
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/limits.h"
+
+namespace qcow2check {
+namespace {
+
+void Add(Report& report, FindingCode code, std::string detail) {
+  AddToReport(report,
+              {.code = code, .structure = Structure::kBackingFile, .detail = std::move(detail)});
+}
+
+std::string Quoted(const std::string& name) {
+  return absl::StrCat("\"", absl::CHexEscape(name), "\"");
+}
+
+// Checks one layer; its virtual size, and for a qcow2 layer the rest of the report as well.
+Report CheckLayer(const PosixFile& file, const std::string& format, const CheckOptions& options) {
+  if (format == "qcow2") return CheckImage(file, options);
+  Report raw;
+  raw.image.virtual_size_bytes = file.size_bytes();
+  return raw;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std::string& name) {
+  absl::string_view rest = name;
+  absl::ConsumePrefix(&rest, "file:");
+  if (rest.empty()) return absl::InvalidArgumentError("the name is empty");
+  if (absl::StartsWith(rest, "/")) return std::string(rest);
+  const size_t colon = rest.find(':');
+  if (colon != absl::string_view::npos && !absl::StrContains(rest.substr(0, colon), '/')) {
+    return absl::InvalidArgumentError("the name is a protocol, not a local file");
+  }
+  const size_t slash = image_path.rfind('/');
+  if (slash == std::string::npos) return std::string(rest);
+  return absl::StrCat(image_path.substr(0, slash + 1), rest);
+}
+
+std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& file,
+                                   const CheckOptions& options, Report& report) {
+  std::vector<ChainLayer> layers;
+  std::set<std::pair<uint64_t, uint64_t>> seen = {{file.device(), file.inode()}};
+  std::string above_path = path;
+  ImageSummary above = report.image;
+  while (!above.backing_name.empty()) {
+    if (layers.size() >= static_cast<size_t>(kMaxChainDepth)) {
+      Add(report, FindingCode::kChainCycle, absl::StrCat("more than ", kMaxChainDepth, " files"));
+      break;
+    }
+    absl::StatusOr<std::string> layer_path = ResolveName(above_path, above.backing_name);
+    absl::StatusOr<std::unique_ptr<PosixFile>> layer =
+        layer_path.ok() ? PosixFile::Open(*layer_path) : layer_path.status();
+    if (!layer.ok()) {
+      Add(report, FindingCode::kChainMissing,
+          absl::StrCat(Quoted(above.backing_name), ": ", layer.status().message()));
+      report.coverage.skipped.push_back(
+          {"the backing chain from " + Quoted(above.backing_name) + " on",
+           std::string(layer.status().message())});
+      break;
+    }
+    if (!seen.insert({(*layer)->device(), (*layer)->inode()}).second) {
+      Add(report, FindingCode::kChainCycle, absl::StrCat(*layer_path, " is in the chain twice"));
+      break;
+    }
+    // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
+    Report below = CheckLayer(**layer, "qcow2", options);
+    const bool is_qcow2 = below.verdict != Verdict::kNotQcow2;
+    const std::string format =
+        above.backing_format.empty() ? (is_qcow2 ? "qcow2" : "raw") : above.backing_format;
+    if (format == "qcow2" && !is_qcow2) {
+      Add(report, FindingCode::kChainWrongFormat,
+          absl::StrCat(*layer_path, " is recorded as qcow2, but is not"));
+      break;
+    }
+    if (format != "qcow2") below = CheckLayer(**layer, format, options);
+    layers.push_back(
+        {*layer_path, format, below.image.virtual_size_bytes, below.verdict, below.totals});
+    if (below.verdict != Verdict::kClean && below.verdict != Verdict::kLeaks) {
+      Add(report, FindingCode::kChainLayerBad,
+          absl::StrCat(*layer_path, " is ", NameOf(below.verdict), ": ", below.totals.corruptions,
+                       " corruptions, ", below.totals.check_errors, " errors"));
+    }
+    if (below.image.virtual_size_bytes < above.virtual_size_bytes) {
+      Add(report, FindingCode::kChainSmaller,
+          absl::StrCat(*layer_path, " has ", below.image.virtual_size_bytes,
+                       " bytes, the layer above ", above.virtual_size_bytes));
+    }
+    above_path = *layer_path;
+    above = below.image;
+  }
+  report.coverage.chain_layers = layers.size();
+  return layers;
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,36 @@
+// The backing chain (--chain): opens the files that images name, one below the other.
+#ifndef QCOW2CHECK_CHECKER_CHAIN_H_
+#define QCOW2CHECK_CHECKER_CHAIN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checker/check.h"
+#include "checker/report.h"
+#include "common/posix_file.h"
+
+namespace qcow2check {
+
+// A file below the image.
+struct ChainLayer {
+  std::string filename;
+  std::string format;  // "qcow2" or "raw"
+  uint64_t virtual_size_bytes = 0;
+  Verdict verdict = Verdict::kClean;
+  Totals totals;
+};
+
+// The path of a file that `image_path` names as `name`: relative names are relative to the folder
+// of the image. kInvalidArgument for names that are no local file (protocols, json:).
+absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std::string& name);
+
+// Follows the backing files of the image at `path`, whose report is `report`, checks each layer
+// that is qcow2, and adds what is wrong with the chain to the report. `file` is the open image,
+// to notice a cycle. Opens at most kMaxChainDepth files, read-only.
+std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& file,
+                                   const CheckOptions& options, Report& report);
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_CHECKER_CHAIN_H_

@@ -1,0 +1,106 @@
+#include "checker/check.h"
+
+#include <array>
+
+#include "checker/check_state.h"
+#include "common/limits.h"
+
+namespace qcow2check {
+namespace {
+
+using PassFunction = void (*)(CheckState&);
+
+struct Pass {
+  PassInfo info;
+  PassFunction run;
+};
+
+// What runs after the header pass. Metadata is counted before guest clusters, so that a guest
+// cluster on metadata is noticed when it is counted.
+constexpr std::array<Pass, 10> kPasses = {{
+    {{"snapshot-table", "header", "snapshots"}, CheckSnapshotTable},
+    {{"encryption", "header extensions", "LUKS header claimed"}, CheckEncryption},
+    {{"bitmaps", "header extensions", "bitmaps claimed"}, CheckBitmaps},
+    {{"l1-tables", "snapshots", "distinct L2 tables with weights"}, CheckL1Tables},
+    {{"refcount-table", "header", "refcount blocks claimed"}, CheckRefcountTable},
+    {{"l2-tables", "all metadata claimed", "expected refcounts, statistics"}, CheckL2Tables},
+    {{"data", "L2 tables (only with --verify-data)", "findings about data"}, CheckData},
+    {{"compare-refcounts", "expected refcounts", "wrong refcounts, orphans"}, CompareRefcounts},
+    {{"owners", "wrong refcounts, collisions", "cross-links, COPIED flags"}, ResolveOwners},
+    {{"orphans", "all findings", "lost tables, leaks"}, ClassifyOrphans},
+}};
+
+constexpr auto kPassInfos = [] {
+  std::array<PassInfo, kPasses.size() + 1> infos = {};
+  infos[0] = {"header", "nothing", "header, geometry, extensions, names"};
+  for (size_t i = 0; i < kPasses.size(); ++i) infos[i + 1] = kPasses[i].info;
+  return infos;
+}();
+
+// Room for the maps: the file's clusters, and for the sets also some clusters behind the end, so
+// that pointers there can be compared with refcounts there.
+void MakeMaps(CheckState& state) {
+  state.expected.emplace(state.file_clusters + 64);
+  const uint64_t wanted = state.file_clusters * 2 + (uint64_t{1} << 20);
+  state.tracked_clusters =
+      std::min(wanted, kMaxFileClusters - kPageClusters) / kPageClusters * kPageClusters;
+  for (auto* set :
+       {&state.copied, &state.not_copied, &state.compressed, &state.collisions, &state.past_end,
+        &state.mismatched, &state.copied_questions, &state.stored_is_one}) {
+    set->emplace(state.tracked_clusters);
+  }
+  state.table_entries_left = (uint64_t{1} << 22) + state.file.size_bytes() / 2;
+}
+
+Verdict VerdictOf(const Report& report, bool unsupported, bool not_qcow2) {
+  if (not_qcow2) return Verdict::kNotQcow2;
+  if (unsupported) return Verdict::kUnsupported;
+  if (report.totals.check_errors != 0) return Verdict::kIncomplete;
+  if (report.totals.corruptions != 0) return Verdict::kCorrupt;
+  return report.totals.leaks != 0 ? Verdict::kLeaks : Verdict::kClean;
+}
+
+ImageSummary Summarize(const CheckState& state) {
+  if (!state.geometry) return {};
+  return {.version = state.header.version,
+          .cluster_size = state.geo().cluster_size(),
+          .virtual_size_bytes = state.header.size,
+          .refcount_bits = static_cast<uint32_t>(state.geo().refcount_bits()),
+          .extended_l2 = state.geo().extended_l2,
+          .encrypted = state.header.crypt_method != kCryptNone,
+          .external_data_file = state.geo().data_file,
+          .snapshots = state.snapshots.size(),
+          .bitmaps = state.bitmaps.size(),
+          .backing_name = state.backing_name,
+          .backing_format = state.backing_format,
+          .data_file_name = state.data_file_name};
+}
+
+}  // namespace
+
+absl::Span<const PassInfo> CheckPasses() { return kPassInfos; }
+
+Report CheckImage(const ImageFile& file, const CheckOptions& options) {
+  CheckState state(file, options);
+  CheckHeader(state);
+  if (state.geometry) {
+    MakeMaps(state);
+    state.Claim({Structure::kHeader, 0, state.geo().cluster_size(), std::nullopt}, 1);
+    for (const Pass& pass : kPasses) pass.run(state);
+    state.statistics.total_clusters = DivideRoundingUp(
+        state.header.size / kSectorBytes * kSectorBytes, state.geo().cluster_size());
+  }
+  const bool unsupported = state.findings.Has(FindingCode::kUnknownIncompatibleFeature) ||
+                           state.findings.Has(FindingCode::kUnsupportedVersion);
+  const bool not_qcow2 = state.findings.Has(FindingCode::kNotQcow2);
+  Report report;
+  state.findings.MoveTo(report, state.header.size);
+  report.image = Summarize(state);
+  report.statistics = state.statistics;
+  report.coverage = std::move(state.coverage);
+  report.held_back = std::move(state.held_back);
+  report.verdict = VerdictOf(report, unsupported, not_qcow2);
+  return report;
+}
+
+}  // namespace qcow2check

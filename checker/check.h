@@ -1,0 +1,44 @@
+// The check: reads an image's metadata and says everything that is wrong with it.
+#ifndef QCOW2CHECK_CHECKER_CHECK_H_
+#define QCOW2CHECK_CHECKER_CHECK_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "checker/report.h"
+#include "common/image_file.h"
+
+namespace qcow2check {
+
+struct CheckOptions {
+  // Findings listed for each code; the totals are exact all the same.
+  uint64_t max_findings = 1000;
+  // Also decompress every compressed cluster and, if the image has an external data file, compare
+  // the offsets in its L2 tables with the guest offsets.
+  bool verify_data = false;
+  // With verify_data, the external data file's size, if the caller has opened it.
+  bool data_file_opened = false;
+  uint64_t data_file_size_bytes = 0;
+  // Why the caller could not open the data file; empty if it did or did not try.
+  std::string data_file_error;
+};
+
+// Checks the image in `file`. Never fails: whatever is wrong is in the report, and what could not
+// be read is a finding, too. Reads each distinct table once, and L2 tables once more if something
+// about who owns a cluster must be found out. Memory: about one bit to four bits for each cluster
+// in use, independent of what the header claims. Thread-compatible.
+Report CheckImage(const ImageFile& file, const CheckOptions& options);
+
+// The passes of a check, in order; each has a stable name and says what it needs and makes.
+struct PassInfo {
+  absl::string_view name;
+  absl::string_view needs;
+  absl::string_view makes;
+};
+absl::Span<const PassInfo> CheckPasses();
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_CHECKER_CHECK_H_

@@ -1,0 +1,77 @@
+#include "checker/check_state.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "common/checked_math.h"
+#include "common/limits.h"
+
+namespace qcow2check {
+
+bool CheckState::Read(HostOffset offset, absl::Span<uint8_t> dst, Structure structure) {
+  ++coverage.reads;
+  coverage.bytes_read += dst.size();
+  if (file.ReadAt(offset, dst).ok()) return true;
+  // Something in the range cannot be read. Find out which sectors, and go on with the rest.
+  bool complete = true;
+  for (size_t at = 0; at < dst.size(); at += kSectorBytes) {
+    const size_t length = std::min<size_t>(kSectorBytes, dst.size() - at);
+    const HostOffset sector = {offset.bytes + at};
+    if (file.ReadAt(sector, dst.subspan(at, length)).ok()) continue;
+    complete = false;
+    std::fill_n(dst.begin() + static_cast<int64_t>(at), length, uint8_t{0});
+    findings.Add({.code = FindingCode::kUnreadable,
+                  .structure = structure,
+                  .host_offset = sector,
+                  .length_bytes = length,
+                  .detail = absl::StrFormat("a part of the %s", WordsOf(structure))});
+  }
+  if (!complete) {
+    Skip(absl::StrFormat("a part of the %s at 0x%x", WordsOf(structure), offset.bytes),
+         "it cannot be read");
+  }
+  return complete;
+}
+
+bool CheckState::Spend(uint64_t entries, Structure structure) {
+  if (entries <= table_entries_left) {
+    table_entries_left -= entries;
+    return true;
+  }
+  table_entries_left = 0;
+  if (!findings.Has(FindingCode::kLimitReached)) {
+    findings.Add({.code = FindingCode::kLimitReached,
+                  .structure = structure,
+                  .detail = absl::StrFormat("tables (here: %s) overlap so often that walking them "
+                                            "all would take too long",
+                                            WordsOf(structure))});
+    Skip(absl::StrFormat("a %s that overlaps others", WordsOf(structure)), "limit reached");
+  }
+  return false;
+}
+
+bool CheckState::IsOutside(uint64_t offset, uint64_t length) const {
+  const uint64_t size = file.size_bytes();
+  if (offset >= size) return true;
+  const uint64_t end = SaturatingAdd(offset, length);
+  return end > size && end - size >= geo().cluster_size();
+}
+
+void CheckState::Count(uint64_t offset, uint64_t length, uint64_t weight) {
+  if (length == 0) return;
+  const int bits = geo().cluster_bits;
+  const uint64_t last = (offset + length - 1) >> bits;
+  for (uint64_t cluster = offset >> bits; cluster <= last; ++cluster) {
+    if (!expected->Add(cluster, weight)) collisions->Insert(cluster);
+  }
+}
+
+bool CheckState::Claim(const MetadataRegion& region, uint64_t weight) {
+  if (region.length_bytes == 0) return true;
+  if (IsOutside(region.offset_bytes, region.length_bytes)) return false;
+  Count(region.offset_bytes, region.length_bytes, weight);
+  regions.push_back(region);
+  return true;
+}
+
+}  // namespace qcow2check

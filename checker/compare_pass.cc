@@ -1,0 +1,281 @@
+// The comparison: expected refcounts against the stored ones.
+//
+// Needs the finished count. Makes the findings about refcounts, the runs of orphans (stored but
+// not referenced; classified later), the clusters whose COPIED flags must be looked at, and the
+// image end offset. Compares over the union of what is stored and what is referenced. Reads each
+// refcount block once; 64 clusters are compared at a time where counts are 0 or 1.
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "checker/check_state.h"
+#include "common/limits.h"
+#include "common/refcount_block.h"
+
+namespace qcow2check {
+namespace {
+
+constexpr uint64_t kWordClusters = 64;
+
+// 64 stored refcounts as two bit masks.
+struct StoredWord {
+  uint64_t is_zero = ~uint64_t{0};
+  uint64_t is_one = 0;
+};
+
+class Comparison {
+ public:
+  explicit Comparison(CheckState& state)
+      : state_(state),
+        order_(state.geo().refcount_order),
+        block_entries_(state.geo().refcount_block_entries()),
+        // Without lazy refcounts the dirty bit is never set, but a set bit says the same.
+        lazy_(state.header.Has(kDirty) && state.header.Has(kLazyRefcounts)) {}
+
+  void Run();
+
+ private:
+  void CompareBlock(const RefcountBlock& block);
+  void ComparePiece(const RefcountBlock& block, uint64_t first, absl::Span<const uint8_t> bytes);
+  void CompareAbsent(uint64_t begin, uint64_t end);
+  void CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries);
+  void CompareCluster(uint64_t cluster, uint64_t stored);
+  void CountPastEnd(uint64_t cluster, uint64_t stored);
+  void AskAboutCopied(uint64_t cluster, const StoredWord& stored);
+  void AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t stored, uint64_t expected,
+                          uint64_t count);
+  StoredWord LoadWord(const uint8_t* entries) const;
+  uint64_t Stored(const uint8_t* entries, uint64_t index) const {
+    return entries == nullptr ? 0 : LoadRefcount(entries, index, order_);
+  }
+  void CheckSharedBlocks();
+
+  CheckState& state_;
+  const int order_;
+  const uint64_t block_entries_;
+  const bool lazy_;
+  uint64_t end_cluster_ = 0;       // behind the last one in use or counted
+  uint64_t block_mismatches_ = 0;  // in the block at hand
+  uint64_t block_used_ = 0;
+};
+
+StoredWord Comparison::LoadWord(const uint8_t* entries) const {
+  StoredWord word = {0, 0};
+  const auto add = [&word](uint64_t i, uint64_t value) {
+    word.is_zero |= static_cast<uint64_t>(value == 0) << i;
+    word.is_one |= static_cast<uint64_t>(value == 1) << i;
+  };
+  switch (order_) {
+    case 3:
+      for (uint64_t i = 0; i < kWordClusters; ++i) add(i, entries[i]);
+      break;
+    case 4:
+      for (uint64_t i = 0; i < kWordClusters; ++i) add(i, Load16(entries + i * 2));
+      break;
+    default:
+      for (uint64_t i = 0; i < kWordClusters; ++i) add(i, LoadRefcount(entries, i, order_));
+  }
+  return word;
+}
+
+void Comparison::AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t stored,
+                                    uint64_t expected, uint64_t count) {
+  const uint64_t size = state_.geo().cluster_size();
+  state_.findings.Add({.code = code,
+                       .structure = Structure::kRefcountBlock,
+                       .host_offset = state_.geo().OffsetOf({cluster}),
+                       .length_bytes = size,
+                       .clusters = 1,
+                       .count = count,
+                       .stored = stored,
+                       .expected = expected});
+}
+
+void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
+  if (stored == 0) return;
+  if (cluster < state_.tracked_clusters && state_.past_end->Contains(cluster)) {
+    ++state_.stored_past_end_in_use;
+    return;
+  }
+  AddRefcountFinding(FindingCode::kRefcountPastEnd, cluster, stored, 0, 1);
+}
+
+void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
+  if (cluster >= state_.file_clusters) {
+    CountPastEnd(cluster, stored);
+    return;
+  }
+  uint64_t expected = state_.expected->Get(cluster);
+  if (stored != 0 || expected != 0) end_cluster_ = std::max(end_cluster_, cluster + 1);
+  const uint64_t max = state_.geo().refcount_max();
+  if (expected > max) {
+    AddRefcountFinding(FindingCode::kRefcountOverflow, cluster, stored, expected, expected - max);
+    expected = max;
+  }
+  if (stored == expected) return;
+  ++block_mismatches_;
+  state_.mismatched->Insert(cluster);
+  if (stored < expected) {
+    const FindingCode code = lazy_         ? FindingCode::kRefcountLazy
+                             : stored == 0 ? FindingCode::kRefcountZeroInUse
+                                           : FindingCode::kRefcountTooLow;
+    AddRefcountFinding(code, cluster, stored, expected, 1);
+  } else if (expected != 0) {
+    AddRefcountFinding(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1);
+  } else {
+    ++state_.orphan_clusters;
+    if (!state_.orphans.empty()) {
+      OrphanRun& last = state_.orphans.back();
+      if (last.first_cluster + last.clusters == cluster && last.stored == stored) {
+        ++last.clusters;
+        return;
+      }
+    }
+    state_.orphans.push_back({cluster, 1, stored});
+  }
+}
+
+void Comparison::AskAboutCopied(uint64_t cluster, const StoredWord& stored) {
+  uint64_t questions = (state_.copied->Word(cluster) & ~stored.is_one) |
+                       (state_.not_copied->Word(cluster) & stored.is_one);
+  for (; questions != 0; questions &= questions - 1) {
+    const uint64_t bit = static_cast<uint64_t>(__builtin_ctzll(questions));
+    state_.copied_questions->Insert(cluster + bit);
+    if (((stored.is_one >> bit) & 1) != 0) state_.stored_is_one->Insert(cluster + bit);
+  }
+}
+
+// 64 clusters from `cluster` on, whose stored refcounts are at `entries` (nullptr: all 0).
+void Comparison::CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries) {
+  if (cluster < state_.tracked_clusters) AskAboutCopied(cluster, stored);
+  uint64_t bits = 0;
+  uint64_t differ = ~uint64_t{0};
+  if (cluster + kWordClusters <= state_.file_clusters && state_.expected->BitWord(cluster, bits)) {
+    differ = ~((bits & stored.is_one) | (~bits & stored.is_zero));
+    const uint64_t in_use = bits | ~stored.is_zero;
+    if (in_use != 0) {
+      const uint64_t top = 63 - static_cast<uint64_t>(__builtin_clzll(in_use));
+      end_cluster_ = std::max(end_cluster_, cluster + top + 1);
+    }
+  } else if (cluster >= state_.file_clusters) {
+    differ = ~stored.is_zero;
+  }
+  for (; differ != 0; differ &= differ - 1) {
+    const uint64_t bit = static_cast<uint64_t>(__builtin_ctzll(differ));
+    CompareCluster(cluster + bit, Stored(entries, bit));
+  }
+}
+
+void Comparison::ComparePiece(const RefcountBlock& block, uint64_t first,
+                              absl::Span<const uint8_t> bytes) {
+  const uint64_t word_bytes = kWordClusters << order_ >> 3;
+  const uint64_t base = SaturatingMultiply(block.table_index, block_entries_);
+  for (uint64_t at = 0; at < bytes.size(); at += word_bytes) {
+    const uint64_t cluster = SaturatingAdd(base, first + (at << 3 >> order_));
+    // So far behind the end that no offset reaches it: nothing can be counted there.
+    if (cluster > kSaturated >> state_.geo().cluster_bits) return;
+    const StoredWord word = LoadWord(&bytes[at]);
+    block_used_ += static_cast<uint64_t>(__builtin_popcountll(~word.is_zero));
+    CompareWord(cluster, word, &bytes[at]);
+  }
+}
+
+void Comparison::CompareBlock(const RefcountBlock& block) {
+  const uint64_t size = state_.geo().cluster_size();
+  std::vector<uint8_t> piece(std::min(size, kMaxPieceBytes));
+  block_mismatches_ = 0;
+  block_used_ = 0;
+  for (uint64_t at = 0; at < size; at += piece.size()) {
+    state_.Read(HostOffset{block.offset_bytes + at}, absl::MakeSpan(piece),
+                Structure::kRefcountBlock);
+    ComparePiece(block, at << 3 >> order_, piece);
+  }
+  ++state_.coverage.refcount_blocks;
+  // Most counts contradict the walk, and not because all are 0: it holds something else.
+  if (block_mismatches_ >= 64 && block_used_ != 0 && block_mismatches_ * 2 > block_used_ &&
+      block_used_ * 4 >= block_entries_) {
+    state_.findings.Add({.code = FindingCode::kRefcountBlockGarbage,
+                         .structure = Structure::kRefcountBlock,
+                         .host_offset = HostOffset{block.offset_bytes},
+                         .length_bytes = size,
+                         .clusters = 1,
+                         .confidence = Confidence::kProbable,
+                         .detail = absl::StrFormat("%d of its %d refcounts are wrong",
+                                                   block_mismatches_, block_entries_)});
+  }
+}
+
+// Clusters [begin, end) for which no block exists: their refcount is 0.
+void Comparison::CompareAbsent(uint64_t begin, uint64_t end) {
+  for (uint64_t cluster = begin; cluster < end;) {
+    const uint64_t page = cluster / kPageClusters;
+    const uint64_t next = std::min({state_.expected->NextPage(page), state_.copied->NextPage(page),
+                                    state_.not_copied->NextPage(page)});
+    if (next == kNoPage) return;
+    cluster = std::max(cluster, next * kPageClusters);
+    const uint64_t page_end = std::min(end, (next + 1) * kPageClusters);
+    for (; cluster < page_end; cluster += kWordClusters) CompareWord(cluster, {}, nullptr);
+  }
+}
+
+// A block's cluster must have exactly one reference; every reference beyond counts, as each block
+// is compared when it is counted itself.
+void Comparison::CheckSharedBlocks() {
+  std::vector<RefcountBlock> blocks = state_.refcount_blocks;
+  std::sort(blocks.begin(), blocks.end(), [](const RefcountBlock& a, const RefcountBlock& b) {
+    return a.offset_bytes < b.offset_bytes;
+  });
+  for (size_t i = 0; i < blocks.size();) {
+    size_t end = i + 1;
+    while (end < blocks.size() && blocks[end].offset_bytes == blocks[i].offset_bytes) ++end;
+    const uint64_t cluster = state_.geo().ClusterOf(HostOffset{blocks[i].offset_bytes}).value;
+    const uint64_t references = state_.expected->Get(cluster);
+    const uint64_t same = end - i;
+    if (references > 1) {
+      state_.findings.Add({.code = FindingCode::kRefcountBlockShared,
+                           .structure = Structure::kRefcountBlock,
+                           .host_offset = HostOffset{blocks[i].offset_bytes},
+                           .length_bytes = state_.geo().cluster_size(),
+                           .clusters = 1,
+                           .count = references > same ? same : same - 1,
+                           .stored = std::nullopt,
+                           .detail = absl::StrFormat("it is referenced %d times", references)});
+    }
+    i = end;
+  }
+}
+
+void Comparison::Run() {
+  CheckSharedBlocks();
+  uint64_t next = 0;  // first cluster that is not compared yet
+  // An image may name one block for many ranges; a sane one has no more blocks than clusters.
+  uint64_t blocks_left = state_.file_clusters + 1024;
+  for (const RefcountBlock& block : state_.refcount_blocks) {
+    const uint64_t begin = SaturatingMultiply(block.table_index, block_entries_);
+    const uint64_t limit = state_.tracked_clusters;
+    if (next < std::min(begin, limit)) CompareAbsent(next, std::min(begin, limit));
+    next = SaturatingAdd(begin, block_entries_);
+    if (blocks_left-- == 0) {
+      state_.findings.Add({.code = FindingCode::kLimitReached,
+                           .structure = Structure::kRefcountBlock,
+                           .host_offset = HostOffset{block.offset_bytes},
+                           .detail = "one refcount block is named for too many ranges"});
+      state_.Skip("refcounts of ranges that share a block", "limit reached");
+      break;
+    }
+    CompareBlock(block);
+  }
+  if (next < state_.tracked_clusters) CompareAbsent(next, state_.tracked_clusters);
+  state_.statistics.image_end_offset = end_cluster_ << state_.geo().cluster_bits;
+}
+
+}  // namespace
+
+void CompareRefcounts(CheckState& state) {
+  if (!state.refcounts_readable) return;
+  Comparison(state).Run();
+}
+
+}  // namespace qcow2check

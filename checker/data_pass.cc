@@ -1,0 +1,167 @@
+// The data pass (--verify-data): what only the data shows.
+//
+// Needs the L2 pass. In three steps, each of which can be shared out between threads: collect
+// the compressed clusters from the L2 tables, read and decompress each in the order of its place
+// in the file, then report in that order. In images with an external data file it compares the
+// host offsets with the guest offsets and the size of the file instead.
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "checker/check_state.h"
+#include "checker/decompress.h"
+#include "checker/table_reader.h"
+#include "common/byte_order.h"
+#include "common/limits.h"
+#include "common/table_entry.h"
+
+namespace qcow2check {
+namespace {
+
+// One compressed cluster: an entry of a distinct L2 table.
+struct CompressedCluster {
+  CompressedRange range;
+  uint64_t l1_index = 0;
+  uint64_t l2_index = 0;
+  uint64_t entry_offset = 0;
+  std::optional<uint64_t> snapshot;
+};
+
+Finding FindingAt(const CheckState& state, FindingCode code, const CompressedCluster& cluster) {
+  return {.code = code,
+          .structure = Structure::kCompressedCluster,
+          .host_offset = HostOffset{cluster.range.offset_bytes},
+          .length_bytes = cluster.range.length_bytes,
+          .clusters = 1,
+          .guest_offset = state.geo().GuestOffsetOf(cluster.l1_index, cluster.l2_index),
+          .guest_length_bytes = state.geo().cluster_size(),
+          .l1_index = cluster.l1_index,
+          .l2_index = cluster.l2_index,
+          .snapshot = cluster.snapshot};
+}
+
+std::vector<CompressedCluster> CollectCompressed(CheckState& state) {
+  std::vector<CompressedCluster> clusters;
+  const Geometry& geometry = state.geo();
+  const uint64_t step = geometry.l2_entry_bytes();
+  TableReader reader(state);
+  reader.ReadAll(absl::MakeSpan(state.l2_tables),
+                 [&](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
+                   if (table.shape == L2Shape::kLost) return;
+                   for (uint64_t at = 0; at < bytes.size(); at += step) {
+                     const uint64_t entry = Load64(&bytes[at]);
+                     if (!IsCompressed(entry)) continue;
+                     const CompressedRange range = DecodeCompressed(entry, geometry.cluster_bits);
+                     if (state.IsOutside(range.offset_bytes, range.length_bytes)) continue;
+                     clusters.push_back({range, table.l1_index, (begin + at) / step,
+                                         table.offset_bytes + begin + at, table.snapshot});
+                   }
+                 });
+  // Snapshots share compressed clusters: the same bytes at the same guest offset are one.
+  const auto key = [](const CompressedCluster& c) {
+    return std::make_tuple(c.range.offset_bytes, c.range.length_bytes, c.l1_index, c.l2_index);
+  };
+  std::stable_sort(clusters.begin(), clusters.end(),
+                   [&](const auto& a, const auto& b) { return key(a) < key(b); });
+  clusters.erase(std::unique(clusters.begin(), clusters.end(),
+                             [&](const auto& a, const auto& b) { return key(a) == key(b); }),
+                 clusters.end());
+  return clusters;
+}
+
+void CheckCompressed(CheckState& state) {
+  const std::vector<CompressedCluster> clusters = CollectCompressed(state);
+  const auto type = static_cast<CompressionType>(state.header.compression_type);
+  std::vector<uint8_t> input, output(state.geo().cluster_size());
+  uint64_t used_end = 0;  // of the compressed data before
+  size_t used_by = 0;
+  for (size_t i = 0; i < clusters.size(); ++i) {
+    const CompressedCluster& cluster = clusters[i];
+    input.resize(cluster.range.length_bytes);
+    state.Read(HostOffset{cluster.range.offset_bytes}, absl::MakeSpan(input),
+               Structure::kCompressedCluster);
+    const DecompressResult result = DecompressCluster(input, type, absl::MakeSpan(output));
+    ++state.coverage.compressed_clusters_decompressed;
+    if (!result.error.empty()) {
+      Finding finding = FindingAt(state, FindingCode::kCompressedBroken, cluster);
+      finding.detail = result.error;
+      state.findings.Add(std::move(finding));
+    }
+    if (cluster.range.offset_bytes < used_end) {
+      Finding finding = FindingAt(state, FindingCode::kCompressedOverlap, cluster);
+      for (const CompressedCluster* owner : {&clusters[used_by], &cluster}) {
+        finding.owners.push_back(
+            {.structure = Structure::kCompressedCluster,
+             .host_offset = HostOffset{owner->range.offset_bytes},
+             .entry_offset = HostOffset{owner->entry_offset},
+             .guest_offset = state.geo().GuestOffsetOf(owner->l1_index, owner->l2_index),
+             .l1_index = owner->l1_index,
+             .l2_index = owner->l2_index,
+             .snapshot = owner->snapshot});
+      }
+      state.findings.Add(std::move(finding));
+    }
+    // How far a broken stream goes is not known.
+    const uint64_t end = cluster.range.offset_bytes + result.consumed_bytes;
+    if (result.error.empty() && end > used_end) {
+      used_end = end;
+      used_by = i;
+    }
+  }
+}
+
+void CheckDataFileEntries(CheckState& state) {
+  const Geometry& geometry = state.geo();
+  const CheckOptions& options = state.options;
+  const uint64_t step = geometry.l2_entry_bytes();
+  TableReader reader(state);
+  reader.ReadAll(absl::MakeSpan(state.l2_tables), [&](L2Table& table, uint64_t begin,
+                                                      absl::Span<const uint8_t> bytes) {
+    if (table.shape == L2Shape::kLost) return;
+    for (uint64_t at = 0; at < bytes.size(); at += step) {
+      const uint64_t entry = Load64(&bytes[at]);
+      if (entry == 0 || KindOfL2Entry(entry, geometry) != L2EntryKind::kNormal) continue;
+      const uint64_t l2_index = (begin + at) / step;
+      const GuestOffset guest = geometry.GuestOffsetOf(table.l1_index, l2_index);
+      const auto add = [&](FindingCode code) {
+        state.findings.Add({.code = code,
+                            .structure = Structure::kDataFile,
+                            .host_offset = HostOffset{table.offset_bytes + begin + at},
+                            .length_bytes = step,
+                            .clusters = 1,
+                            .guest_offset = guest,
+                            .guest_length_bytes = geometry.cluster_size(),
+                            .l1_index = table.l1_index,
+                            .l2_index = l2_index,
+                            .target = HostOffset{EntryOffset(entry)},
+                            .stored = EntryOffset(entry),
+                            .expected = guest.bytes});
+      };
+      if (EntryOffset(entry) != guest.bytes) add(FindingCode::kDataFileOffsetMismatch);
+      if (options.data_file_opened && EntryOffset(entry) >= options.data_file_size_bytes) {
+        add(FindingCode::kDataFileTooShort);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void CheckData(CheckState& state) {
+  if (!state.options.verify_data) return;
+  if (!state.geo().data_file) {
+    CheckCompressed(state);
+    return;
+  }
+  if (!state.options.data_file_error.empty()) {
+    state.findings.Add({.code = FindingCode::kDataFileMissing,
+                        .structure = Structure::kDataFile,
+                        .detail = state.options.data_file_error});
+    state.Skip("the external data file", state.options.data_file_error);
+  }
+  CheckDataFileEntries(state);
+}
+
+}  // namespace qcow2check

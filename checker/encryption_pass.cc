@@ -1,0 +1,88 @@
+// The encryption pass: method, LUKS header pointer and LUKS header, without any key.
+//
+// Needs the header and its extensions. Claims the LUKS header region.
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "checker/check_state.h"
+#include "common/limits.h"
+#include "common/luks_header.h"
+
+namespace qcow2check {
+namespace {
+
+void Add(CheckState& state, FindingCode code, Structure structure, uint64_t offset, uint64_t length,
+         std::string detail) {
+  state.findings.Add({.code = code,
+                      .structure = structure,
+                      .host_offset = HostOffset{offset},
+                      .length_bytes = length,
+                      .detail = std::move(detail)});
+}
+
+// What is wrong with the LUKS header in a region of `length` bytes; empty if nothing.
+std::string JudgeLuksHeader(const LuksHeader& luks, uint64_t length) {
+  if (!luks.magic_ok) return "it does not start with the LUKS magic";
+  if (luks.version != 1) return absl::StrCat("LUKS version ", luks.version, ", not 1");
+  if (uint64_t{luks.payload_offset_sectors} * kSectorBytes > length) {
+    return absl::StrFormat("the payload starts at sector %d, outside the header",
+                           luks.payload_offset_sectors);
+  }
+  bool any_active = false;
+  for (size_t i = 0; i < luks.slots.size(); ++i) {
+    const LuksKeySlot& slot = luks.slots[i];
+    if (slot.state == kLuksSlotDisabled) continue;
+    if (slot.state != kLuksSlotActive)
+      return absl::StrCat("key slot ", i, " is neither on nor off");
+    any_active = true;
+    const uint64_t end = uint64_t{slot.material_offset_sectors} * kSectorBytes +
+                         uint64_t{luks.key_bytes} * slot.stripes;
+    if (end > length) return absl::StrCat("key slot ", i, " reaches outside the header");
+  }
+  return any_active ? "" : "no key slot is in use";
+}
+
+}  // namespace
+
+void CheckEncryption(CheckState& state) {
+  const Header& header = state.header;
+  const HeaderExtension* pointer = nullptr;
+  for (const HeaderExtension& extension : state.extensions.extensions) {
+    if (extension.type == kExtensionCrypto) pointer = &extension;
+  }
+  if (header.crypt_method > kCryptLuks) {
+    Add(state, FindingCode::kEncryptionInvalid, Structure::kHeader, 32, 4,
+        absl::StrCat("method ", header.crypt_method));
+  } else if (header.crypt_method == kCryptLuks && pointer == nullptr) {
+    Add(state, FindingCode::kEncryptionInvalid, Structure::kHeader, 32, 4,
+        "the method is LUKS, but the pointer to the LUKS header is missing");
+  } else if (header.crypt_method != kCryptLuks && pointer != nullptr) {
+    Add(state, FindingCode::kEncryptionInvalid, Structure::kHeaderExtension, pointer->offset_bytes,
+        8 + uint64_t{pointer->length_bytes}, "there is a LUKS header, but the method is not LUKS");
+  }
+  if (pointer == nullptr) return;
+  const std::optional<CryptoExtension> region = DecodeCryptoExtension(pointer->data);
+  if (!region || region->length_bytes == 0) return;
+  if (!IsAligned(region->offset, state.geo().cluster_size()) ||
+      !state.Claim({Structure::kLuksHeader, region->offset, region->length_bytes, std::nullopt},
+                   1) ||
+      SaturatingAdd(region->offset, region->length_bytes) > state.file.size_bytes()) {
+    Add(state, FindingCode::kLuksHeaderInvalid, Structure::kLuksHeader, region->offset,
+        region->length_bytes, "its region is misaligned or not in the file");
+    return;
+  }
+  std::vector<uint8_t> bytes(kLuksHeaderBytes);
+  if (!state.Read(HostOffset{region->offset}, absl::MakeSpan(bytes), Structure::kLuksHeader)) {
+    return;
+  }
+  std::string wrong = JudgeLuksHeader(DecodeLuksHeader(bytes), region->length_bytes);
+  if (!wrong.empty()) {
+    Add(state, FindingCode::kLuksHeaderInvalid, Structure::kLuksHeader, region->offset,
+        region->length_bytes, std::move(wrong));
+  }
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,111 @@
+#include "checker/finding_list.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "common/checked_math.h"
+
+namespace qcow2check {
+namespace {
+
+bool Continues(const Finding& last, const Finding& next) {
+  if (!last.host_offset || !next.host_offset || !next.owners.empty() || !last.owners.empty()) {
+    return false;
+  }
+  if (last.structure != next.structure || last.l1_index != next.l1_index ||
+      last.snapshot != next.snapshot || last.detail != next.detail ||
+      last.confidence != next.confidence || last.target.has_value() != next.target.has_value() ||
+      last.guest_offset.has_value() != next.guest_offset.has_value()) {
+    return false;
+  }
+  if (SaturatingAdd(last.host_offset->bytes, last.length_bytes) != next.host_offset->bytes) {
+    return false;
+  }
+  if (last.target) {
+    if (SaturatingAdd(last.target->bytes, last.guest_length_bytes) != next.target->bytes) {
+      return false;
+    }
+  } else if (last.stored != next.stored || last.expected != next.expected) {
+    return false;
+  }
+  return !last.guest_offset || SaturatingAdd(last.guest_offset->bytes, last.guest_length_bytes) ==
+                                   next.guest_offset->bytes;
+}
+
+void Extend(Finding& last, const Finding& next) {
+  last.length_bytes = SaturatingAdd(last.length_bytes, next.length_bytes);
+  last.clusters += next.clusters;
+  last.count += next.count;
+  last.guest_length_bytes = SaturatingAdd(last.guest_length_bytes, next.guest_length_bytes);
+}
+
+}  // namespace
+
+FindingList::FindingList(uint64_t max_per_code)
+    : max_per_code_(max_per_code),
+      totals_(AllFindingCodes().size()),
+      kept_(AllFindingCodes().size()),
+      last_(AllFindingCodes().size()) {
+  for (size_t i = 0; i < totals_.size(); ++i) totals_[i].code = AllFindingCodes()[i].code;
+}
+
+void FindingList::Add(Finding finding) {
+  const size_t index = static_cast<size_t>(finding.code) - 1;
+  CodeTotal& total = totals_[index];
+  total.count += finding.count;
+  total.clusters += finding.clusters;
+  if (InfoOf(finding.code).data == DataState::kLost && finding.guest_offset) {
+    lost_.Add(finding.guest_offset->bytes, finding.guest_length_bytes);
+  }
+  LastOfCode& last = last_[index];
+  if (total.findings != 0 && Continues(last.finding, finding)) {
+    Extend(last.finding, finding);
+    if (last.kept) Extend(findings_[last.position], finding);
+    return;
+  }
+  ++total.findings;
+  last.kept = kept_[index] < max_per_code_;
+  last.finding = finding;
+  if (last.kept) {
+    ++kept_[index];
+    last.position = findings_.size();
+    findings_.push_back(std::move(finding));
+  }
+}
+
+void FindingList::MoveTo(Report& report, uint64_t virtual_size_bytes) {
+  std::stable_sort(findings_.begin(), findings_.end(), [](const Finding& a, const Finding& b) {
+    const auto key = [](const Finding& finding) {
+      return std::make_tuple(finding.host_offset.value_or(HostOffset{}), finding.code,
+                             finding.guest_offset.value_or(GuestOffset{}));
+    };
+    return key(a) < key(b);
+  });
+  report.findings = std::move(findings_);
+  for (const CodeTotal& total : totals_) {
+    if (total.findings == 0) continue;
+    report.code_totals.push_back(total);
+    const FindingCodeInfo& info = InfoOf(total.code);
+    report.data = std::max(report.data, info.data);
+    switch (info.tally) {
+      case Tally::kCorruptions:
+        report.totals.corruptions += total.count;
+        break;
+      case Tally::kLeaks:
+        report.totals.leaks += total.count;
+        break;
+      case Tally::kCheckErrors:
+        report.totals.check_errors += total.count;
+        break;
+      case Tally::kNothing:
+        break;
+    }
+  }
+  report.lost_guest_ranges = lost_.Merged(virtual_size_bytes);
+  for (const GuestRange& range : report.lost_guest_ranges) {
+    report.lost_guest_bytes += range.length_bytes;
+  }
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,394 @@
+// The orphan pass: what are the clusters that are counted as used but that nothing references?
+//
+// Needs everything before it. Most leaks are waste from a crash. But if a table was lost, its
+// clusters look just the same, and freeing them destroys the only copy. This pass looks for signs
+// of a loss (tables without mappings, torn tables, orphans that are L2 tables, damaged pointers,
+// parts that could not be examined), reports the losses, pairs damaged pointers with the orphan
+// that explains them, and then says of all orphans whether they are waste or must be kept.
+//
+// Reads at most kSearchBytes of orphans, and nothing if there are no orphans.
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "checker/check_state.h"
+#include "checker/cluster_size_guess.h"
+#include "checker/table_shape.h"
+#include "common/byte_order.h"
+#include "common/limits.h"
+#include "common/table_entry.h"
+
+namespace qcow2check {
+namespace {
+
+constexpr uint64_t kSearchBytes = 64u << 20;
+// Orphans that make an L2 table without mappings suspicious: few if they lie just where the
+// table's data would, otherwise as many as a crash does not leave.
+constexpr uint64_t kFewOrphans = 8;
+constexpr uint64_t kManyOrphans = 100;
+
+// Findings about pointers that no longer lead to what they once did.
+constexpr FindingCode kLostPointers[] = {
+    FindingCode::kL1OffsetInvalid,
+    FindingCode::kL1TooSmall,
+    FindingCode::kL1EntryReservedBits,
+    FindingCode::kL1EntryWithoutOffset,
+    FindingCode::kL2TableMisaligned,
+    FindingCode::kL2TablePastEnd,
+    FindingCode::kL2TableLost,
+    FindingCode::kL2EntryReservedBits,
+    FindingCode::kDataMisaligned,
+    FindingCode::kDataPastEnd,
+    FindingCode::kCompressedPastEnd,
+    FindingCode::kCompressedInDataFile,
+    FindingCode::kSubclusterWithoutCluster,
+    FindingCode::kCrossLinkedData,
+    FindingCode::kCrossLinkedL2,
+    FindingCode::kDataOnMetadata,
+    FindingCode::kMetadataOverlap,
+    FindingCode::kSnapshotTableInvalid,
+    FindingCode::kSnapshotTooMany,
+    FindingCode::kSnapshotL1Invalid,
+    FindingCode::kSnapshotSizeMismatch,
+    FindingCode::kClusterBitsSuspect,
+    FindingCode::kBitmapDirectoryInvalid,
+    FindingCode::kBitmapTableInvalid,
+};
+
+class OrphanJudge {
+ public:
+  explicit OrphanJudge(CheckState& state)
+      : state_(state), geometry_(state.geo()), orphans_(state.file_clusters) {
+    for (const OrphanRun& run : state.orphans) {
+      for (uint64_t i = 0; i < run.clusters; ++i) orphans_.Insert(run.first_cluster + i);
+    }
+  }
+
+  void Run() {
+    ReportTruncation();
+    ReportSuspectClusterSize(state_);
+    if (state_.orphans.empty()) return;
+    FindLostSnapshotTable();
+    FindLostL1();
+    FindLostL2Tables();
+    FindTornL2Tables();
+    FindOrphanL2Tables();
+    PairOrphans();
+    ReportOrphans();
+  }
+
+ private:
+  void ReportTruncation();
+  void FindLostSnapshotTable();
+  void FindLostL1();
+  void FindLostL2Tables();
+  void FindTornL2Tables();
+  void FindOrphanL2Tables();
+  bool MapsOrphans(absl::Span<const uint8_t> cluster) const;
+  std::optional<uint64_t> OneBitAway(uint64_t target) const;
+  void PairOrphans();
+  std::string WhyHeldBack() const;
+  void ReportOrphans();
+  const OrphanRun* RunStartingAt(uint64_t cluster) const;
+  bool IsOrphan(uint64_t cluster) const {
+    return cluster < state_.file_clusters && orphans_.Contains(cluster);
+  }
+
+  CheckState& state_;
+  const Geometry& geometry_;
+  ClusterSet orphans_;
+  std::vector<uint64_t> orphan_tables_;  // host offsets
+  bool snapshot_table_lost_ = false;
+};
+
+void OrphanJudge::ReportTruncation() {
+  const FindingList& findings = state_.findings;
+  const uint64_t pointers = findings.CountOf(FindingCode::kDataPastEnd) +
+                            findings.CountOf(FindingCode::kL2TablePastEnd) +
+                            findings.CountOf(FindingCode::kCompressedPastEnd);
+  const bool l1_gone = findings.Has(FindingCode::kL1OffsetInvalid) &&
+                       state_.header.l1_table_offset >= state_.file.size_bytes();
+  // Refcounts behind the end say that the file once was longer.
+  const bool counted = state_.stored_past_end_in_use != 0 ||
+                       (l1_gone && findings.Has(FindingCode::kRefcountPastEnd));
+  if (!counted && pointers < kFewOrphans) return;
+  if (!counted && state_.orphan_clusters != 0) return;
+  state_.findings.Add(
+      {.code = FindingCode::kFileTruncated,
+       .structure = Structure::kImage,
+       .host_offset = HostOffset{state_.file.size_bytes()},
+       .confidence = Confidence::kProbable,
+       .detail = absl::StrFormat("it ends at 0x%x; %d pointers lead behind it, and %d clusters "
+                                 "there have a refcount",
+                                 state_.file.size_bytes(), pointers + (l1_gone ? 1 : 0),
+                                 state_.stored_past_end_in_use +
+                                     findings.TotalOf(FindingCode::kRefcountPastEnd).clusters)});
+}
+
+const OrphanRun* OrphanJudge::RunStartingAt(uint64_t cluster) const {
+  const auto found = std::lower_bound(
+      state_.orphans.begin(), state_.orphans.end(), cluster,
+      [](const OrphanRun& run, uint64_t value) { return run.first_cluster < value; });
+  return found != state_.orphans.end() && found->first_cluster == cluster ? &*found : nullptr;
+}
+
+// The header says that there are no snapshots, but their table is still there.
+void OrphanJudge::FindLostSnapshotTable() {
+  const uint64_t offset = state_.header.snapshots_offset;
+  if (state_.header.nb_snapshots != 0 || offset == 0 ||
+      !IsAligned(offset, geometry_.cluster_size()) || !IsOrphan(offset >> geometry_.cluster_bits)) {
+    return;
+  }
+  std::vector<uint8_t> fixed(kSnapshotFixedBytes);
+  state_.Read(HostOffset{offset}, absl::MakeSpan(fixed), Structure::kSnapshotTable);
+  const SnapshotEntry entry = DecodeSnapshotFixed(fixed, offset);
+  if (entry.l1_size == 0 || !IsAligned(entry.l1_table_offset, geometry_.cluster_size()) ||
+      !IsOrphan(entry.l1_table_offset >> geometry_.cluster_bits)) {
+    return;
+  }
+  snapshot_table_lost_ = true;
+  state_.findings.Add({.code = FindingCode::kSnapshotTableInvalid,
+                       .structure = Structure::kSnapshotTable,
+                       .host_offset = HostOffset{offset},
+                       .stored = 0,
+                       .confidence = Confidence::kProbable,
+                       .detail = "the header says that there are no snapshots, but an "
+                                 "unreferenced snapshot table is there"});
+}
+
+void OrphanJudge::FindLostL1() {
+  if (state_.findings.Has(FindingCode::kL1OffsetInvalid) || state_.header.l1_size == 0 ||
+      state_.orphan_clusters < kFewOrphans) {
+    return;
+  }
+  uint64_t tables = 0, lost = 0;
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.active_weight == 0) continue;
+    ++tables;
+    lost += table.shape == L2Shape::kLost ? 1 : 0;
+    if (table.shape == L2Shape::kMappings) return;
+  }
+  // Tables that map nothing are each judged on their own.
+  if (tables != lost) return;
+  if (!state_.active_l1.empty() && lost == 0) return;
+  state_.findings.Add(
+      {.code = FindingCode::kL1Lost,
+       .structure = Structure::kL1Table,
+       .host_offset = HostOffset{state_.header.l1_table_offset},
+       .length_bytes = uint64_t{state_.header.l1_size} * 8,
+       .guest_offset = GuestOffset{0},
+       .guest_length_bytes = state_.header.size,
+       .confidence = Confidence::kProbable,
+       .detail = lost == 0
+                     ? absl::StrFormat("all %d entries are 0; %d clusters are unreferenced",
+                                       state_.header.l1_size, state_.orphan_clusters)
+                     : absl::StrFormat("none of the %d places it points to is an L2 table; %d "
+                                       "clusters are unreferenced",
+                                       lost, state_.orphan_clusters)});
+}
+
+void OrphanJudge::FindLostL2Tables() {
+  uint64_t without_mappings = 0;
+  for (const L2Table& table : state_.l2_tables) {
+    without_mappings += table.shape == L2Shape::kNoMappings ? 1 : 0;
+  }
+  if (without_mappings == 0) return;
+  const uint64_t many = std::min(kManyOrphans, geometry_.l2_entries() / 2);
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.shape != L2Shape::kNoMappings) continue;
+    const uint64_t cluster = table.offset_bytes >> geometry_.cluster_bits;
+    const OrphanRun* behind = RunStartingAt(cluster + 1);
+    const bool adjacent = behind != nullptr && behind->clusters >= kFewOrphans;
+    const Extent data = state_.file.NextData(HostOffset{table.offset_bytes});
+    const bool hole = data.begin_bytes >= table.offset_bytes + geometry_.cluster_size();
+    const bool only_one = without_mappings == 1 && state_.orphan_clusters >= many;
+    if (!adjacent && !only_one && !(hole && state_.orphan_clusters >= kFewOrphans)) continue;
+    state_.findings.Add(
+        {.code = FindingCode::kL2TableLost,
+         .structure = Structure::kL2Table,
+         .host_offset = HostOffset{table.offset_bytes},
+         .length_bytes = geometry_.cluster_size(),
+         .clusters = 1,
+         .guest_offset = geometry_.GuestOffsetOf(table.l1_index, 0),
+         .guest_length_bytes = geometry_.l2_guest_bytes(),
+         .l1_index = table.l1_index,
+         .snapshot = table.snapshot,
+         .confidence = Confidence::kProbable,
+         .detail = absl::StrFormat("the cluster at 0x%x maps nothing, and %d unreferenced "
+                                   "clusters fit it",
+                                   table.offset_bytes,
+                                   adjacent ? behind->clusters : state_.orphan_clusters)});
+  }
+}
+
+// A table whose entries stop at a sector boundary while the next clusters of the file, where the
+// following entries would point, are orphans.
+void OrphanJudge::FindTornL2Tables() {
+  const uint64_t step = geometry_.l2_entry_bytes();
+  for (const L2Table& table : state_.l2_tables) {
+    const uint64_t next_index = uint64_t{table.last_used} + 1;
+    if (table.shape != L2Shape::kMappings || next_index * step % kSectorBytes != 0 ||
+        next_index >= geometry_.l2_entries()) {
+      continue;
+    }
+    std::vector<uint8_t> last(8);
+    const uint64_t place = table.offset_bytes + table.last_used * step;
+    state_.Read(HostOffset{place}, absl::MakeSpan(last), Structure::kL2Table);
+    const uint64_t entry = Load64(last.data());
+    if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) continue;
+    const OrphanRun* run = RunStartingAt((EntryOffset(entry) >> geometry_.cluster_bits) + 1);
+    if (run == nullptr || run->clusters < kFewOrphans) continue;
+    const uint64_t missing = std::min(run->clusters, geometry_.l2_entries() - next_index);
+    state_.findings.Add(
+        {.code = FindingCode::kL2TableTorn,
+         .structure = Structure::kL2Table,
+         .host_offset = HostOffset{place + step},
+         .length_bytes = geometry_.cluster_size() - next_index * step,
+         .clusters = 1,
+         .guest_offset = geometry_.GuestOffsetOf(table.l1_index, next_index),
+         .guest_length_bytes = missing << geometry_.cluster_bits,
+         .l1_index = table.l1_index,
+         .l2_index = next_index,
+         .snapshot = table.snapshot,
+         .confidence = Confidence::kProbable,
+         .detail = absl::StrFormat("from entry %d on it is zero, and the %d clusters from 0x%x on "
+                                   "are unreferenced",
+                                   next_index, run->clusters,
+                                   run->first_cluster << geometry_.cluster_bits)});
+  }
+}
+
+bool OrphanJudge::MapsOrphans(absl::Span<const uint8_t> cluster) const {
+  const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
+  if (scan.allocated == 0 || scan.malformed != 0 || scan.outside != 0 || scan.repeated >= 2) {
+    return false;
+  }
+  uint64_t to_orphans = 0;
+  for (uint64_t at = 0; at < cluster.size(); at += geometry_.l2_entry_bytes()) {
+    const uint64_t entry = Load64(&cluster[at]);
+    const L2EntryKind kind = KindOfL2Entry(entry, geometry_);
+    if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
+    to_orphans += IsOrphan(EntryOffset(entry) >> geometry_.cluster_bits) ? 1 : 0;
+  }
+  return to_orphans * 2 > scan.allocated;
+}
+
+void OrphanJudge::FindOrphanL2Tables() {
+  if (geometry_.data_file) return;
+  const uint64_t size = std::min(geometry_.cluster_size(), kMaxPieceBytes);
+  std::vector<uint8_t> cluster(size);
+  uint64_t left = kSearchBytes;
+  for (const OrphanRun& run : state_.orphans) {
+    for (uint64_t i = 0; i < run.clusters; ++i) {
+      if (left < size) return;
+      left -= size;
+      const uint64_t offset = (run.first_cluster + i) << geometry_.cluster_bits;
+      // What orphans hold is no metadata of this image: a sector that cannot be read is no fault.
+      if (!state_.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok()) continue;
+      if (!MapsOrphans(cluster)) continue;
+      orphan_tables_.push_back(offset);
+      const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
+      state_.findings.Add({.code = FindingCode::kOrphanL2Table,
+                           .structure = Structure::kL2Table,
+                           .host_offset = HostOffset{offset},
+                           .length_bytes = geometry_.cluster_size(),
+                           .clusters = 1,
+                           .confidence = Confidence::kProbable,
+                           .detail = absl::StrFormat("the cluster at 0x%x maps %d clusters", offset,
+                                                     scan.allocated)});
+    }
+  }
+}
+
+// The only orphan whose address differs from `target` in one bit.
+std::optional<uint64_t> OrphanJudge::OneBitAway(uint64_t target) const {
+  std::optional<uint64_t> found;
+  for (int bit = 9; bit < 56; ++bit) {
+    const uint64_t candidate = target ^ (uint64_t{1} << bit);
+    if (!IsAligned(candidate, geometry_.cluster_size()) ||
+        !IsOrphan(candidate >> geometry_.cluster_bits)) {
+      continue;
+    }
+    if (found) return std::nullopt;
+    found = candidate;
+  }
+  return found;
+}
+
+void OrphanJudge::PairOrphans() {
+  const auto is_data_pointer = [](FindingCode code) {
+    return code == FindingCode::kDataPastEnd || code == FindingCode::kCrossLinkedData ||
+           code == FindingCode::kDataOnMetadata;
+  };
+  uint64_t damaged = 0;
+  for (const Finding& finding : state_.findings.findings()) {
+    if (is_data_pointer(finding.code)) damaged += finding.clusters;
+  }
+  for (Finding& finding : state_.findings.findings()) {
+    std::optional<uint64_t> orphan;
+    if (finding.code == FindingCode::kL2TablePastEnd) {
+      if (orphan_tables_.size() == 1) orphan = orphan_tables_.front();
+    } else if (is_data_pointer(finding.code) && finding.clusters == 1) {
+      orphan = OneBitAway(finding.target.value_or(*finding.host_offset).bytes);
+      if (!orphan && damaged == 1 && state_.orphan_clusters == 1) {
+        orphan = state_.orphans.front().first_cluster << geometry_.cluster_bits;
+      }
+    }
+    if (!orphan) continue;
+    finding.expected = *orphan;
+    absl::StrAppend(
+        &finding.detail, finding.detail.empty() ? "" : "; ",
+        absl::StrFormat("the unreferenced cluster at 0x%x is probably the missing one", *orphan));
+  }
+}
+
+std::string OrphanJudge::WhyHeldBack() const {
+  std::vector<std::string> reasons;
+  if (state_.findings.Has(FindingCode::kL1Lost)) reasons.push_back("the L1 table was lost");
+  if (state_.findings.Has(FindingCode::kL2TableLost) ||
+      state_.findings.Has(FindingCode::kL2TableTorn)) {
+    reasons.push_back("an L2 table was lost");
+  }
+  if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
+  if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
+  const bool pointers = std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
+                                    [this](FindingCode code) { return state_.findings.Has(code); });
+  if (reasons.empty() && pointers) reasons.push_back("pointers were damaged");
+  if (reasons.empty() && !state_.coverage.complete()) {
+    reasons.push_back("a part of the image could not be examined");
+  }
+  return absl::StrJoin(reasons, ", ");
+}
+
+void OrphanJudge::ReportOrphans() {
+  const std::string why = WhyHeldBack();
+  const uint64_t end = state_.file_clusters;
+  for (const OrphanRun& run : state_.orphans) {
+    std::string detail = why;
+    if (why.empty() && run.first_cluster + run.clusters == end) detail = "at the end of the file";
+    state_.findings.Add(
+        {.code = why.empty() ? FindingCode::kLeakedCluster : FindingCode::kLeakSuspicious,
+         .structure = Structure::kDataCluster,
+         .host_offset = geometry_.OffsetOf({run.first_cluster}),
+         .length_bytes = run.clusters << geometry_.cluster_bits,
+         .clusters = run.clusters,
+         .count = run.clusters,
+         .stored = run.stored,
+         .expected = 0,
+         .detail = std::move(detail)});
+  }
+  if (why.empty()) return;
+  state_.held_back = {state_.orphan_clusters, state_.orphan_clusters << geometry_.cluster_bits,
+                      why};
+}
+
+}  // namespace
+
+void ClassifyOrphans(CheckState& state) { OrphanJudge(state).Run(); }
+
+}  // namespace qcow2check

@@ -1,0 +1,77 @@
+#include "checker/report.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace qcow2check {
+
+absl::string_view NameOf(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::kClean:
+      return "clean";
+    case Verdict::kLeaks:
+      return "leaks";
+    case Verdict::kCorrupt:
+      return "corrupt";
+    case Verdict::kIncomplete:
+      return "incomplete";
+    case Verdict::kLocked:
+      return "locked";
+    case Verdict::kNotQcow2:
+      return "not-qcow2";
+    case Verdict::kUnsupported:
+      return "unsupported";
+  }
+  return "";
+}
+
+void AddToReport(Report& report, Finding finding) {
+  const FindingCodeInfo& info = InfoOf(finding.code);
+  auto total = std::find_if(report.code_totals.begin(), report.code_totals.end(),
+                            [&](const CodeTotal& row) { return row.code >= finding.code; });
+  if (total == report.code_totals.end() || total->code != finding.code) {
+    total = report.code_totals.insert(total, {.code = finding.code});
+  }
+  ++total->findings;
+  total->count += finding.count;
+  report.data = std::max(report.data, info.data);
+  Verdict verdict = Verdict::kClean;
+  switch (info.tally) {
+    case Tally::kCorruptions:
+      report.totals.corruptions += finding.count;
+      verdict = Verdict::kCorrupt;
+      break;
+    case Tally::kLeaks:
+      report.totals.leaks += finding.count;
+      verdict = Verdict::kLeaks;
+      break;
+    case Tally::kCheckErrors:
+      report.totals.check_errors += finding.count;
+      verdict = Verdict::kIncomplete;
+      break;
+    case Tally::kNothing:
+      break;
+  }
+  report.verdict = std::max(report.verdict, verdict);
+  report.findings.push_back(std::move(finding));
+}
+
+int ExitCodeOf(const Report& report) {
+  switch (report.verdict) {
+    case Verdict::kClean:
+      return 0;
+    case Verdict::kLeaks:
+      return 3;
+    case Verdict::kCorrupt:
+      return 2;
+    case Verdict::kNotQcow2:
+      return 63;
+    case Verdict::kIncomplete:
+    case Verdict::kLocked:
+    case Verdict::kUnsupported:
+      return 1;
+  }
+  return 1;
+}
+
+}  // namespace qcow2check

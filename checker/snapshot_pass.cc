@@ -1,0 +1,139 @@
+// The snapshot pass: the snapshot table and what its entries say (specification, "Snapshots").
+//
+// Needs the geometry. Makes the list of snapshots, and claims the table. Work is bounded by the
+// bytes the file has for the table and by QEMU's limit of 65,536 snapshots.
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "checker/check_state.h"
+#include "common/limits.h"
+
+namespace qcow2check {
+namespace {
+
+constexpr uint64_t kKeptTextBytes = 255;
+
+void AddToTable(CheckState& state, FindingCode code, uint64_t offset, uint64_t length,
+                std::string detail, std::optional<uint64_t> snapshot = std::nullopt) {
+  state.findings.Add({.code = code,
+                      .structure = Structure::kSnapshotTable,
+                      .host_offset = HostOffset{offset},
+                      .length_bytes = length,
+                      .snapshot = snapshot,
+                      .detail = std::move(detail)});
+}
+
+std::string ReadText(CheckState& state, uint64_t offset, uint64_t length) {
+  std::vector<uint8_t> bytes(std::min(length, kKeptTextBytes));
+  if (!bytes.empty()) {
+    state.Read(HostOffset{offset}, absl::MakeSpan(bytes), Structure::kSnapshotTable);
+  }
+  return std::string(bytes.begin(), bytes.end());
+}
+
+SnapshotEntry ReadEntry(CheckState& state, uint64_t offset) {
+  std::vector<uint8_t> fixed(kSnapshotFixedBytes + kSnapshotKnownExtraBytes);
+  state.Read(HostOffset{offset}, absl::MakeSpan(fixed), Structure::kSnapshotTable);
+  SnapshotEntry entry = DecodeSnapshotFixed(fixed, offset);
+  const uint64_t extra = std::min<uint64_t>(entry.extra_data_bytes, kSnapshotKnownExtraBytes);
+  DecodeSnapshotExtra(absl::MakeSpan(fixed).subspan(kSnapshotFixedBytes, extra), entry);
+  const uint64_t id_at = offset + kSnapshotFixedBytes + entry.extra_data_bytes;
+  entry.id = ReadText(state, id_at, entry.id_bytes);
+  entry.name = ReadText(state, id_at + entry.id_bytes, entry.name_bytes);
+  return entry;
+}
+
+void CheckEntry(CheckState& state, const SnapshotEntry& entry, uint64_t index) {
+  if (state.geo().version >= 3 && entry.extra_data_bytes < 16) {
+    AddToTable(
+        state, FindingCode::kSnapshotEntryIncomplete, entry.offset_bytes, entry.length_bytes,
+        absl::StrCat("snapshot ", index, " has ", entry.extra_data_bytes, " bytes of extra data"),
+        index);
+  }
+  if (entry.extra_data_bytes > kQemuMaxSnapshotExtraBytes) {
+    AddToTable(
+        state, FindingCode::kSnapshotExtraTooLarge, entry.offset_bytes, entry.length_bytes,
+        absl::StrCat("snapshot ", index, " has ", entry.extra_data_bytes, " bytes of extra data"),
+        index);
+  }
+  // Ends at 2^57 + 2^64 at most: saturates, and then no L1 table is large enough.
+  const uint64_t disk_end =
+      RoundUp(entry.disk_size.value_or(state.header.size), state.geo().cluster_size());
+  const uint64_t mapped = SaturatingMultiply(entry.l1_size, state.geo().l2_guest_bytes());
+  if (mapped < SaturatingAdd(disk_end, entry.vm_state_bytes())) {
+    AddToTable(state, FindingCode::kSnapshotSizeMismatch, entry.offset_bytes, entry.length_bytes,
+               absl::StrFormat("snapshot %d: %d L1 entries for a disk of %d bytes and %d bytes "
+                               "of VM state",
+                               index, entry.l1_size, entry.disk_size.value_or(state.header.size),
+                               entry.vm_state_bytes()),
+               index);
+  }
+}
+
+void CheckDuplicates(CheckState& state) {
+  absl::flat_hash_map<std::string, uint64_t> ids, names;
+  for (uint64_t i = 0; i < state.snapshots.size(); ++i) {
+    const SnapshotEntry& entry = state.snapshots[i];
+    const auto [id, id_is_new] = ids.emplace(entry.id, i);
+    const auto [name, name_is_new] = names.emplace(entry.name, i);
+    if (id_is_new && (name_is_new || entry.name.empty())) continue;
+    AddToTable(state, FindingCode::kSnapshotDuplicate, entry.offset_bytes, entry.length_bytes,
+               absl::StrFormat("snapshots %d and %d both have the %s \"%s\"",
+                               id_is_new ? name->second : id->second, i, id_is_new ? "name" : "id",
+                               absl::CHexEscape(id_is_new ? entry.name : entry.id)),
+               i);
+  }
+}
+
+}  // namespace
+
+void CheckSnapshotTable(CheckState& state) {
+  const Header& header = state.header;
+  if (header.nb_snapshots == 0) return;
+  const uint64_t begin = header.snapshots_offset;
+  const uint64_t size = state.file.size_bytes();
+  if (begin < state.geo().cluster_size() || !IsAligned(begin, state.geo().cluster_size()) ||
+      begin >= size) {
+    AddToTable(state, FindingCode::kSnapshotTableInvalid, begin, 0,
+               absl::StrFormat("%d snapshots at 0x%x", header.nb_snapshots, begin));
+    state.Skip("all snapshots", "the snapshot table cannot be found");
+    return;
+  }
+  uint64_t wanted = header.nb_snapshots;
+  if (wanted > kQemuMaxSnapshots) {
+    AddToTable(state, FindingCode::kSnapshotTooMany, begin, 0, absl::StrCat(wanted, " snapshots"));
+    state.Skip("snapshots behind the first 65,536", "no image has that many");
+    wanted = kQemuMaxSnapshots;
+  }
+  uint64_t at = begin;
+  for (uint64_t i = 0; i < wanted; ++i) {
+    if (SaturatingAdd(at, kSnapshotFixedBytes) > size) break;
+    SnapshotEntry entry = ReadEntry(state, at);
+    const uint64_t text_end = SaturatingAdd(at, entry.length_bytes);
+    if (RoundUp(size, 8) < text_end ||
+        SaturatingAdd(at - begin, entry.length_bytes) > kQemuMaxSnapshotTableBytes) {
+      break;
+    }
+    CheckEntry(state, entry, i);
+    at = text_end;
+    state.snapshots.push_back(std::move(entry));
+  }
+  if (state.snapshots.size() < wanted) {
+    AddToTable(
+        state, FindingCode::kSnapshotTableInvalid, at, 0,
+        absl::StrCat("only ", state.snapshots.size(), " of ", wanted, " entries can be read"));
+    state.Skip(absl::StrCat("snapshots from ", state.snapshots.size(), " on"),
+               "their entries cannot be read");
+  }
+  CheckDuplicates(state);
+  state.coverage.snapshots = state.snapshots.size();
+  state.Claim({Structure::kSnapshotTable, begin, at - begin, std::nullopt}, 1);
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,39 @@
+#include "cli/explain.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace qcow2check {
+
+std::string ExplainCode(const FindingCodeInfo& info) {
+  return absl::StrCat(info.name, " (", NameOf(info.severity), ", guest data: ", NameOf(info.data),
+                      ")\n\n  What is wrong   ", info.sentence, ".\n  What it means   ",
+                      info.meaning, "\n  What to do      ", info.remedy, "\n  Repair          ",
+                      NameOf(info.action), ", ", NameOf(info.safety), "\n");
+}
+
+std::string ListCodes() {
+  std::string text;
+  for (const FindingCodeInfo& info : AllFindingCodes()) {
+    absl::StrAppend(&text, absl::StrFormat("%3d  %-36s %-10s  %s\n", static_cast<int>(info.code),
+                                           info.name, NameOf(info.severity), info.sentence));
+  }
+  return text;
+}
+
+std::string CodesAsMarkdown() {
+  std::string text =
+      "# Finding codes\n\n"
+      "Made from the table in `common/finding_codes.inc` by `qcow2check --list-codes=markdown`; "
+      "do not edit.\n"
+      "`qcow2check explain CODE` prints the same for one code.\n";
+  for (const FindingCodeInfo& info : AllFindingCodes()) {
+    absl::StrAppend(&text, "\n## ", info.name, "\n\n", static_cast<int>(info.code), " | ",
+                    NameOf(info.severity), " | guest data: ", NameOf(info.data),
+                    " | repair: ", NameOf(info.action), " (", NameOf(info.safety), ")\n\n",
+                    info.sentence, ".\n\n", info.meaning, "\n\n", info.remedy, "\n");
+  }
+  return text;
+}
+
+}  // namespace qcow2check

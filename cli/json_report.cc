@@ -1,0 +1,169 @@
+#include "cli/json_report.h"
+
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "common/finding.h"
+
+namespace qcow2check {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string Text(absl::string_view text) { return std::string(text); }
+
+void PutIf(Json& json, const char* key, const std::optional<uint64_t>& value) {
+  if (value) json[key] = *value;
+}
+
+Json OwnerJson(const Owner& owner) {
+  Json json;
+  json["structure"] = Text(NameOf(owner.structure));
+  json["host-offset"] = owner.host_offset.bytes;
+  if (owner.entry_offset) json["entry-offset"] = owner.entry_offset->bytes;
+  if (owner.guest_offset) json["guest-offset"] = owner.guest_offset->bytes;
+  PutIf(json, "l1-index", owner.l1_index);
+  PutIf(json, "l2-index", owner.l2_index);
+  PutIf(json, "snapshot", owner.snapshot);
+  return json;
+}
+
+Json FindingJson(const Finding& finding) {
+  const FindingCodeInfo& info = InfoOf(finding.code);
+  Json json;
+  json["code"] = Text(info.name);
+  json["severity"] = Text(NameOf(info.severity));
+  json["message"] = MessageOf(finding);
+  json["structure"] = Text(NameOf(finding.structure));
+  if (finding.host_offset) {
+    json["host-offset"] = finding.host_offset->bytes;
+    json["length"] = finding.length_bytes;
+  }
+  json["clusters"] = finding.clusters;
+  json["count"] = finding.count;
+  if (finding.guest_offset) {
+    json["guest-offset"] = finding.guest_offset->bytes;
+    json["guest-length"] = finding.guest_length_bytes;
+  }
+  PutIf(json, "l1-index", finding.l1_index);
+  PutIf(json, "l2-index", finding.l2_index);
+  PutIf(json, "snapshot", finding.snapshot);
+  if (finding.target) json["target-offset"] = finding.target->bytes;
+  PutIf(json, "stored", finding.stored);
+  PutIf(json, "expected", finding.expected);
+  if (!finding.owners.empty()) {
+    json["owners"] = Json::array();
+    for (const Owner& owner : finding.owners) json["owners"].push_back(OwnerJson(owner));
+  }
+  json["confidence"] = finding.confidence == Confidence::kCertain ? "certain" : "probable";
+  json["repair"] = {{"action", Text(NameOf(info.action))},
+                    {"safety", Text(NameOf(info.safety))},
+                    {"status", "none"}};
+  return json;
+}
+
+Json DataJson(const Report& report) {
+  Json ranges = Json::array();
+  for (const GuestRange& range : report.lost_guest_ranges) {
+    ranges.push_back({{"offset", range.offset_bytes}, {"length", range.length_bytes}});
+  }
+  return {{"state", Text(NameOf(report.data))},
+          {"lost-guest-bytes", report.lost_guest_bytes},
+          {"lost-guest-ranges", ranges}};
+}
+
+Json CoverageJson(const Coverage& coverage) {
+  Json skipped = Json::array();
+  for (const SkippedPart& part : coverage.skipped) {
+    skipped.push_back({{"what", part.what}, {"why", part.why}});
+  }
+  return {{"complete", coverage.complete()},
+          {"l1-tables", coverage.l1_tables},
+          {"l2-tables", coverage.l2_tables},
+          {"refcount-blocks", coverage.refcount_blocks},
+          {"snapshots", coverage.snapshots},
+          {"bitmaps", coverage.bitmaps},
+          {"compressed-clusters-decompressed", coverage.compressed_clusters_decompressed},
+          {"chain-layers", coverage.chain_layers},
+          {"reads", coverage.reads},
+          {"bytes-read", coverage.bytes_read},
+          {"skipped", skipped}};
+}
+
+Json ImageJson(const ImageSummary& image) {
+  Json json = {{"version", image.version},
+               {"virtual-size", image.virtual_size_bytes},
+               {"cluster-size", image.cluster_size},
+               {"refcount-bits", image.refcount_bits},
+               {"extended-l2", image.extended_l2},
+               {"encrypted", image.encrypted},
+               {"external-data-file", image.external_data_file},
+               {"snapshots", image.snapshots},
+               {"bitmaps", image.bitmaps}};
+  if (!image.backing_name.empty()) json["backing-file"] = image.backing_name;
+  if (!image.backing_format.empty()) json["backing-format"] = image.backing_format;
+  if (!image.data_file_name.empty()) json["data-file"] = image.data_file_name;
+  return json;
+}
+
+Json ChainJson(const std::vector<ChainLayer>& chain) {
+  Json json = Json::array();
+  for (const ChainLayer& layer : chain) {
+    json.push_back({{"filename", layer.filename},
+                    {"format", layer.format},
+                    {"virtual-size", layer.virtual_size_bytes},
+                    {"verdict", Text(NameOf(layer.verdict))},
+                    {"check-errors", layer.totals.check_errors},
+                    {"corruptions", layer.totals.corruptions},
+                    {"leaks", layer.totals.leaks}});
+  }
+  return json;
+}
+
+}  // namespace
+
+std::string JsonReport(const std::string& filename, const Report& report,
+                       const std::vector<ChainLayer>& chain, absl::string_view error,
+                       bool one_line) {
+  Json json;
+  json["filename"] = filename;
+  json["format"] = "qcow2";
+  json["check-errors"] = report.totals.check_errors;
+  json["corruptions"] = report.totals.corruptions;
+  json["leaks"] = report.totals.leaks;
+  json["corruptions-fixed"] = 0;
+  json["leaks-fixed"] = 0;
+  json["image-end-offset"] = report.statistics.image_end_offset;
+  json["total-clusters"] = report.statistics.total_clusters;
+  json["allocated-clusters"] = report.statistics.allocated_clusters;
+  json["fragmented-clusters"] = report.statistics.fragmented_clusters;
+  json["compressed-clusters"] = report.statistics.compressed_clusters;
+  json["schema"] = "qcow2check/1";
+  json["version"] = QCOW2CHECK_VERSION;
+  json["verdict"] = Text(NameOf(report.verdict));
+  if (!error.empty()) json["error"] = Text(error);
+  json["data"] = DataJson(report);
+  json["coverage"] = CoverageJson(report.coverage);
+  if (report.image.version != 0) json["image"] = ImageJson(report.image);
+  Json totals = Json::array();
+  for (const CodeTotal& total : report.code_totals) {
+    totals.push_back({{"code", Text(InfoOf(total.code).name)},
+                      {"findings", total.findings},
+                      {"count", total.count},
+                      {"clusters", total.clusters}});
+  }
+  json["diagnostic-totals"] = totals;
+  json["diagnostics"] = Json::array();
+  for (const Finding& finding : report.findings) {
+    json["diagnostics"].push_back(FindingJson(finding));
+  }
+  json["repair"] = {{"mode", "none"},
+                    {"held-back",
+                     {{"clusters", report.held_back.clusters},
+                      {"bytes", report.held_back.bytes},
+                      {"why", report.held_back.why}}}};
+  if (!chain.empty()) json["chain"] = ChainJson(chain);
+  return json.dump(one_line ? -1 : 4, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace qcow2check

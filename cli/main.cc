@@ -1,0 +1,55 @@
+// The program: dispatches to the command that the first argument names.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "cli/check_command.h"
+#include "cli/explain.h"
+
+namespace qcow2check {
+namespace {
+
+int RunExplain(const std::vector<std::string>& arguments) {
+  if (arguments.size() != 1) {
+    std::fputs("usage: qcow2check explain CODE (qcow2check --list-codes lists them)\n", stderr);
+    return 1;
+  }
+  const FindingCodeInfo* info = FindFindingCode(arguments[0]);
+  if (info == nullptr) {
+    std::fprintf(stderr,
+                 "qcow2check: there is no finding code '%s' (see qcow2check --list-codes)\n",
+                 arguments[0].c_str());
+    return 1;
+  }
+  std::fputs(ExplainCode(*info).c_str(), stdout);
+  return 0;
+}
+
+int Run(std::vector<std::string> arguments) {
+  const std::string command = arguments.empty() ? "" : arguments[0];
+  const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
+                                      arguments.end());
+  if (command == "explain") return RunExplain(rest);
+  if (command == "--list-codes") {
+    std::fputs(ListCodes().c_str(), stdout);
+    return 0;
+  }
+  if (command == "--list-codes=markdown") {
+    std::fputs(CodesAsMarkdown().c_str(), stdout);
+    return 0;
+  }
+  return RunCheckCommand(command == "check" ? rest : arguments);
+}
+
+}  // namespace
+}  // namespace qcow2check
+
+int main(int argc, char** argv) {
+  const int exit_code = qcow2check::Run(std::vector<std::string>(argv + 1, argv + argc));
+  // A full disk or a closed pipe must not look like a finished report.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fputs("qcow2check: cannot write the report\n", stderr);
+    return 1;
+  }
+  return exit_code;
+}

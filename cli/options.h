@@ -1,0 +1,41 @@
+// The command line of `qcow2check [check]`, which also takes every argument of `qemu-img check`.
+#ifndef QCOW2CHECK_CLI_OPTIONS_H_
+#define QCOW2CHECK_CLI_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace qcow2check {
+
+struct CheckCommandOptions {
+  std::vector<std::string> images;
+  bool json = false;
+  bool quiet = false;
+  bool force_share = false;
+  bool verify_data = false;
+  bool chain = false;
+  uint64_t max_findings = 1000;
+  std::string format = "qcow2";
+  std::string repair;  // what -r or --repair asked for; empty: nothing
+  bool image_opts = false;
+};
+
+// What the arguments ask for. `help` is set instead if they ask for help or the version.
+struct ParsedArguments {
+  CheckCommandOptions options;
+  std::string help;
+};
+
+// Parses the arguments behind the program's name and an optional "check". kInvalidArgument with
+// one clear sentence for wrong usage.
+absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::string>& arguments);
+
+// Whether the arguments ask for JSON, told even if they are wrong otherwise.
+bool AsksForJson(const std::vector<std::string>& arguments);
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_CLI_OPTIONS_H_

@@ -1,0 +1,62 @@
+// A set of host clusters: a bit a cluster, in pages that exist only where a bit was set.
+//
+// Not thread-safe. Cost: 512 bytes for each touched page of 4,096 clusters, plus a directory.
+#ifndef QCOW2CHECK_COMMON_CLUSTER_SET_H_
+#define QCOW2CHECK_COMMON_CLUSTER_SET_H_
+
+#include <array>
+#include <cstdint>
+
+#include "common/page_directory.h"
+
+namespace qcow2check {
+
+class ClusterSet {
+ public:
+  using Page = std::array<uint64_t, kPageClusters / 64>;
+
+  // For clusters 0..cluster_count-1.
+  explicit ClusterSet(uint64_t cluster_count) : pages_(cluster_count) {}
+
+  void Insert(uint64_t cluster) {
+    pages_.GetOrCreate(cluster / kPageClusters)[(cluster % kPageClusters) / 64] |=
+        uint64_t{1} << (cluster % 64);
+  }
+
+  bool Contains(uint64_t cluster) const {
+    const Page* page = pages_.Find(cluster / kPageClusters);
+    return page != nullptr &&
+           (((*page)[(cluster % kPageClusters) / 64] >> (cluster % 64)) & 1) != 0;
+  }
+
+  bool empty() const { return pages_.empty(); }
+
+  // The 64 clusters from `cluster` (a multiple of 64) on: bit i = cluster + i.
+  uint64_t Word(uint64_t cluster) const {
+    const Page* page = pages_.Find(cluster / kPageClusters);
+    return page == nullptr ? 0 : (*page)[(cluster % kPageClusters) / 64];
+  }
+
+  // The first page number >= `page` that exists, or kNoPage.
+  uint64_t NextPage(uint64_t page) const { return pages_.Next(page); }
+
+  // Calls visit(cluster) for each member in ascending order.
+  template <typename Visit>
+  void ForEach(Visit visit) const {
+    for (uint64_t page = NextPage(0); page != kNoPage; page = NextPage(page + 1)) {
+      const Page& words = *pages_.Find(page);
+      for (uint64_t i = 0; i < words.size(); ++i) {
+        for (uint64_t word = words[i]; word != 0; word &= word - 1) {
+          visit(page * kPageClusters + i * 64 + static_cast<uint64_t>(__builtin_ctzll(word)));
+        }
+      }
+    }
+  }
+
+ private:
+  PageDirectory<Page> pages_;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_COMMON_CLUSTER_SET_H_

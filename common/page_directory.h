@@ -1,0 +1,74 @@
+// Pages of per-cluster data, found by number in two steps; untouched regions cost nothing.
+//
+// The top level is sized by the file's clusters (8 bytes for each 16M of them), never by a claim
+// in the image. Not thread-safe.
+#ifndef QCOW2CHECK_COMMON_PAGE_DIRECTORY_H_
+#define QCOW2CHECK_COMMON_PAGE_DIRECTORY_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/check.h"
+#include "common/limits.h"
+
+namespace qcow2check {
+
+inline constexpr uint64_t kPageClusters = 4096;
+inline constexpr uint64_t kNoPage = ~uint64_t{0};
+
+template <typename Page>
+class PageDirectory {
+ public:
+  explicit PageDirectory(uint64_t cluster_count)
+      : chapters_(cluster_count / (kPageClusters * kChapterPages) + 1) {
+    QCOW2CHECK_CHECK(cluster_count <= kMaxFileClusters);
+  }
+
+  Page* Find(uint64_t page) const {
+    const uint64_t chapter = page / kChapterPages;
+    if (chapter >= chapters_.size() || chapters_[chapter] == nullptr) return nullptr;
+    return (*chapters_[chapter])[page % kChapterPages].get();
+  }
+
+  Page& GetOrCreate(uint64_t page) {
+    if (page == last_page_) return *last_;
+    QCOW2CHECK_CHECK(page / kChapterPages < chapters_.size());
+    std::unique_ptr<Chapter>& chapter = chapters_[page / kChapterPages];
+    if (chapter == nullptr) chapter = std::make_unique<Chapter>();
+    std::unique_ptr<Page>& slot = (*chapter)[page % kChapterPages];
+    if (slot == nullptr) slot = std::make_unique<Page>();
+    empty_ = false;
+    last_page_ = page;
+    last_ = slot.get();
+    return *last_;
+  }
+
+  bool empty() const { return empty_; }
+
+  // The first existing page with a number >= `page`, or kNoPage.
+  uint64_t Next(uint64_t page) const {
+    for (uint64_t chapter = page / kChapterPages; chapter < chapters_.size(); ++chapter) {
+      if (chapters_[chapter] == nullptr) continue;
+      const uint64_t first = chapter == page / kChapterPages ? page % kChapterPages : 0;
+      for (uint64_t i = first; i < kChapterPages; ++i) {
+        if ((*chapters_[chapter])[i] != nullptr) return chapter * kChapterPages + i;
+      }
+    }
+    return kNoPage;
+  }
+
+ private:
+  static constexpr uint64_t kChapterPages = 4096;
+  using Chapter = std::array<std::unique_ptr<Page>, kChapterPages>;
+
+  std::vector<std::unique_ptr<Chapter>> chapters_;
+  bool empty_ = true;
+  uint64_t last_page_ = kNoPage;
+  Page* last_ = nullptr;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_COMMON_PAGE_DIRECTORY_H_

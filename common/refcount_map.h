@@ -1,0 +1,78 @@
+// How often each host cluster is referenced, as the walk finds it: the expected refcounts.
+//
+// Adaptive: a page of 4,096 clusters costs nothing while untouched, a bit a cluster while all its
+// counts are 0 or 1, and 1, 4 or 8 bytes a cluster from the first count that needs them. Counts
+// saturate at 2^64-1. Not thread-safe.
+#ifndef QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
+#define QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+
+#include "common/page_directory.h"
+
+namespace qcow2check {
+
+class RefcountMap {
+ public:
+  // For clusters 0..cluster_count-1.
+  explicit RefcountMap(uint64_t cluster_count) : pages_(cluster_count) {}
+
+  // Adds `weight` (>= 1) references; true if the cluster had none before.
+  bool Add(uint64_t cluster, uint64_t weight) {
+    Page& page = pages_.GetOrCreate(cluster / kPageClusters);
+    const uint64_t index = cluster % kPageClusters;
+    if (page.width == Width::kBit) {
+      uint64_t& word = page.bits[index / 64];
+      const uint64_t bit = uint64_t{1} << (index % 64);
+      if ((word & bit) == 0 && weight == 1) {
+        word |= bit;
+        return true;
+      }
+    }
+    return AddSlow(page, index, weight);
+  }
+
+  uint64_t Get(uint64_t cluster) const {
+    const Page* page = pages_.Find(cluster / kPageClusters);
+    return page == nullptr ? 0 : page->Get(cluster % kPageClusters);
+  }
+
+  // True, and sets `bits`, if every one of the 64 clusters from `cluster` (a multiple of 64) on
+  // has a count of 0 or 1 that is known as a bit: bit i = count of cluster + i.
+  bool BitWord(uint64_t cluster, uint64_t& bits) const {
+    const Page* page = pages_.Find(cluster / kPageClusters);
+    if (page == nullptr) {
+      bits = 0;
+      return true;
+    }
+    if (page->width != Width::kBit) return false;
+    bits = page->bits[(cluster % kPageClusters) / 64];
+    return true;
+  }
+
+  // The first page number >= `page` with any count, or kNoPage.
+  uint64_t NextPage(uint64_t page) const { return pages_.Next(page); }
+
+ private:
+  enum class Width : uint8_t { kBit, kByte, kWord32, kWord64 };
+
+  struct Page {
+    Width width = Width::kBit;
+    std::unique_ptr<uint8_t[]> wide;  // kPageClusters numbers of `width`, native order
+    std::array<uint64_t, kPageClusters / 64> bits = {};
+
+    uint64_t Get(uint64_t index) const;
+    void Set(uint64_t index, uint64_t count);
+  };
+
+  static bool AddSlow(Page& page, uint64_t index, uint64_t weight);
+  static void Widen(Page& page, uint64_t count);
+
+  PageDirectory<Page> pages_;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
