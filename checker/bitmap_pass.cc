@@ -222,7 +222,13 @@ void CheckBitmaps(CheckState& state) {
   for (const HeaderExtension& extension : state.extensions.extensions) {
     if (extension.type == kExtensionBitmaps) place = &extension;
   }
-  if (place == nullptr) return;
+  if (place == nullptr) {
+    if (state.header.Has(kBitmapsConsistent)) {
+      Add(state, FindingCode::kBitmapExtensionInvalid, Structure::kHeader, 88, 8,
+          "the header says that there are bitmaps, but the extension is missing");
+    }
+    return;
+  }
   const uint64_t length = 8 + uint64_t{place->length_bytes};
   const std::optional<BitmapsExtension> extension = DecodeBitmapsExtension(place->data);
   std::string wrong = extension ? JudgeExtension(state, *extension)

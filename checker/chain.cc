@@ -23,14 +23,6 @@ std::string Quoted(const std::string& name) {
   return absl::StrCat("\"", absl::CHexEscape(name), "\"");
 }
 
-// Checks one layer; its virtual size, and for a qcow2 layer the rest of the report as well.
-Report CheckLayer(const PosixFile& file, const std::string& format, const CheckOptions& options) {
-  if (format == "qcow2") return CheckImage(file, options);
-  Report raw;
-  raw.image.virtual_size_bytes = file.size_bytes();
-  return raw;
-}
-
 }  // namespace
 
 absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std::string& name) {
@@ -73,9 +65,9 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& fil
       Add(report, FindingCode::kChainCycle, absl::StrCat(*layer_path, " is in the chain twice"));
       break;
     }
-    // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
-    Report below = CheckLayer(**layer, "qcow2", options);
+    Report below = CheckImage(**layer, options);
     const bool is_qcow2 = below.verdict != Verdict::kNotQcow2;
+    // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
     const std::string format =
         above.backing_format.empty() ? (is_qcow2 ? "qcow2" : "raw") : above.backing_format;
     if (format == "qcow2" && !is_qcow2) {
@@ -83,7 +75,10 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& fil
           absl::StrCat(*layer_path, " is recorded as qcow2, but is not"));
       break;
     }
-    if (format != "qcow2") below = CheckLayer(**layer, format, options);
+    if (format != "qcow2") {
+      below = Report();
+      below.image.virtual_size_bytes = (*layer)->size_bytes();
+    }
     layers.push_back(
         {*layer_path, format, below.image.virtual_size_bytes, below.verdict, below.totals});
     if (below.verdict != Verdict::kClean && below.verdict != Verdict::kLeaks) {

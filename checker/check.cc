@@ -80,13 +80,29 @@ ImageSummary Summarize(const CheckState& state) {
 
 absl::Span<const PassInfo> CheckPasses() { return kPassInfos; }
 
-Report CheckImage(const ImageFile& file, const CheckOptions& options) {
+void RunPasses(CheckState& state, absl::string_view last) {
+  CheckHeader(state);
+  if (!state.geometry) return;
+  MakeMaps(state);
+  state.Claim({Structure::kHeader, 0, state.geo().cluster_size(), std::nullopt}, 1);
+  if (last == kPassInfos[0].name) return;
+  for (const Pass& pass : kPasses) {
+    pass.run(state);
+    if (last == pass.info.name) return;
+  }
+}
+
+ImageSummary SummarizeImage(const ImageFile& file) {
+  const CheckOptions options;
   CheckState state(file, options);
   CheckHeader(state);
+  return Summarize(state);
+}
+
+Report CheckImage(const ImageFile& file, const CheckOptions& options) {
+  CheckState state(file, options);
+  RunPasses(state, kPasses.back().info.name);
   if (state.geometry) {
-    MakeMaps(state);
-    state.Claim({Structure::kHeader, 0, state.geo().cluster_size(), std::nullopt}, 1);
-    for (const Pass& pass : kPasses) pass.run(state);
     state.statistics.total_clusters = DivideRoundingUp(
         state.header.size / kSectorBytes * kSectorBytes, state.geo().cluster_size());
   }

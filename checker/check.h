@@ -31,6 +31,9 @@ struct CheckOptions {
 // in use, independent of what the header claims. Thread-compatible.
 Report CheckImage(const ImageFile& file, const CheckOptions& options);
 
+// What the header alone says: reads the first cluster only. Empty as Report::image.
+ImageSummary SummarizeImage(const ImageFile& file);
+
 // The passes of a check, in order; each has a stable name and says what it needs and makes.
 struct PassInfo {
   absl::string_view name;

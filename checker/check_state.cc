@@ -33,6 +33,16 @@ bool CheckState::Read(HostOffset offset, absl::Span<uint8_t> dst, Structure stru
   return complete;
 }
 
+void CheckState::Skip(std::string what, std::string why) {
+  constexpr size_t kMostListed = 1000;
+  if (coverage.skipped.size() > kMostListed) return;
+  if (coverage.skipped.size() == kMostListed) {
+    what = "more parts than are listed here";
+    why = "see the findings";
+  }
+  coverage.skipped.push_back({std::move(what), std::move(why)});
+}
+
 bool CheckState::Spend(uint64_t entries, Structure structure) {
   if (entries <= table_entries_left) {
     table_entries_left -= entries;

@@ -178,10 +178,13 @@ struct CheckState {
   // Whether a region starts at or behind the end of the file, or reaches a cluster or more over.
   bool IsOutside(uint64_t offset, uint64_t length) const;
 
-  void Skip(std::string what, std::string why) {
-    coverage.skipped.push_back({std::move(what), std::move(why)});
-  }
+  // Says that a part was not examined. After the first thousand, only that there were more.
+  void Skip(std::string what, std::string why);
 };
+
+// Runs the passes (CheckPasses) up to and with the one named `last`; only the header pass if the
+// header does not allow more.
+void RunPasses(CheckState& state, absl::string_view last);
 
 // The passes, in the order in which they run.
 void CheckHeader(CheckState& state);

@@ -1,7 +1,6 @@
 #include "checker/finding_list.h"
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
 #include "common/checked_math.h"
@@ -55,7 +54,8 @@ void FindingList::Add(Finding finding) {
   CodeTotal& total = totals_[index];
   total.count += finding.count;
   total.clusters += finding.clusters;
-  if (InfoOf(finding.code).data == DataState::kLost && finding.guest_offset) {
+  // What only a snapshot has lost is not lost to the guest.
+  if (InfoOf(finding.code).data == DataState::kLost && finding.guest_offset && !finding.snapshot) {
     lost_.Add(finding.guest_offset->bytes, finding.guest_length_bytes);
   }
   LastOfCode& last = last_[index];
@@ -75,13 +75,7 @@ void FindingList::Add(Finding finding) {
 }
 
 void FindingList::MoveTo(Report& report, uint64_t virtual_size_bytes) {
-  std::stable_sort(findings_.begin(), findings_.end(), [](const Finding& a, const Finding& b) {
-    const auto key = [](const Finding& finding) {
-      return std::make_tuple(finding.host_offset.value_or(HostOffset{}), finding.code,
-                             finding.guest_offset.value_or(GuestOffset{}));
-    };
-    return key(a) < key(b);
-  });
+  std::stable_sort(findings_.begin(), findings_.end(), ComesBefore);
   report.findings = std::move(findings_);
   for (const CodeTotal& total : totals_) {
     if (total.findings == 0) continue;

@@ -82,6 +82,13 @@ void CheckRefcountTable(CheckState& state) {
     state.Skip("the refcount table", "it is not in the file");
     return;
   }
+  if (length > kQemuMaxRefcountTableBytes) {
+    state.findings.Add({.code = FindingCode::kRefcountTableLarge,
+                        .structure = Structure::kRefcountTable,
+                        .host_offset = HostOffset{offset},
+                        .length_bytes = length,
+                        .detail = absl::StrFormat("%d clusters", header.refcount_table_clusters)});
+  }
   // A table that only its last, unused part cuts off still has all its entries.
   if (state.IsOutside(offset, length)) {
     add(absl::StrFormat("it ends at 0x%x; the file ends at 0x%x", SaturatingAdd(offset, length),

@@ -1,6 +1,7 @@
 #include "checker/report.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace qcow2check {
@@ -23,6 +24,14 @@ absl::string_view NameOf(Verdict verdict) {
       return "unsupported";
   }
   return "";
+}
+
+bool ComesBefore(const Finding& a, const Finding& b) {
+  const auto key = [](const Finding& finding) {
+    return std::make_tuple(finding.host_offset.value_or(HostOffset{}), finding.code,
+                           finding.guest_offset.value_or(GuestOffset{}));
+  };
+  return key(a) < key(b);
 }
 
 void AddToReport(Report& report, Finding finding) {
@@ -53,7 +62,9 @@ void AddToReport(Report& report, Finding finding) {
       break;
   }
   report.verdict = std::max(report.verdict, verdict);
-  report.findings.push_back(std::move(finding));
+  const auto place =
+      std::upper_bound(report.findings.begin(), report.findings.end(), finding, ComesBefore);
+  report.findings.insert(place, std::move(finding));
 }
 
 int ExitCodeOf(const Report& report) {

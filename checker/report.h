@@ -108,6 +108,9 @@ struct Report {
   HeldBack held_back;
 };
 
+// The order of findings in a report: by host offset, then code, then guest offset.
+bool ComesBefore(const Finding& a, const Finding& b);
+
 // Adds a finding about something outside the image's own metadata (its backing chain, a second
 // look) to a finished report: totals, data state and verdict follow.
 void AddToReport(Report& report, Finding finding);

@@ -66,10 +66,9 @@ Outcome CheckOne(const std::string& path, const CheckCommandOptions& command) {
   options.max_findings = command.max_findings;
   Outcome outcome;
   if (command.verify_data) {
-    // A first, quick look only to learn the data file's name.
-    const Report names = CheckImage(**file, options);
     options.verify_data = true;
-    if (names.image.external_data_file) OpenDataFile(path, names.image.data_file_name, options);
+    const ImageSummary image = SummarizeImage(**file);
+    if (image.external_data_file) OpenDataFile(path, image.data_file_name, options);
   }
   const bool quick = !command.force_share;
   outcome.report = quick ? CheckImage(**file, options)
