@@ -31,6 +31,9 @@ constexpr uint64_t kSearchBytes = 64u << 20;
 // table's data would, otherwise as many as a crash does not leave.
 constexpr uint64_t kFewOrphans = 8;
 constexpr uint64_t kManyOrphans = 100;
+// Orphans behind the last cluster of a table that ends within a sector: more than one request of
+// a guest usually allocates.
+constexpr uint64_t kTornOrphans = 32;
 
 // Findings about pointers that no longer lead to what they once did.
 constexpr FindingCode kLostPointers[] = {
@@ -226,24 +229,28 @@ void OrphanJudge::FindLostL2Tables() {
   }
 }
 
-// A table whose entries stop at a sector boundary while the next clusters of the file, where the
-// following entries would point, are orphans.
+// A table that is zero behind its last entry, while the clusters that come next in the file, where
+// the following entries would point, are orphans. That alone is also what a crash leaves when it
+// hits a writer that fills the file to its end. So either the zeros must begin at a sector
+// boundary, as when a write of the table was cut off, or clusters in use must follow the orphans:
+// then the writer had gone on, and the table once knew them.
 void OrphanJudge::FindTornL2Tables() {
   const uint64_t step = geometry_.l2_entry_bytes();
   for (const L2Table& table : state_.l2_tables) {
     const uint64_t next_index = uint64_t{table.last_used} + 1;
-    if (table.shape != L2Shape::kMappings || next_index * step % kSectorBytes != 0 ||
-        next_index >= geometry_.l2_entries()) {
-      continue;
-    }
+    if (table.shape != L2Shape::kMappings || next_index >= geometry_.l2_entries()) continue;
     std::vector<uint8_t> last(8);
     const uint64_t place = table.offset_bytes + table.last_used * step;
     state_.Read(HostOffset{place}, absl::MakeSpan(last), Structure::kL2Table);
     const uint64_t entry = Load64(last.data());
     if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) continue;
     const OrphanRun* run = RunStartingAt((EntryOffset(entry) >> geometry_.cluster_bits) + 1);
-    if (run == nullptr || run->clusters < kFewOrphans) continue;
-    const uint64_t missing = std::min(run->clusters, geometry_.l2_entries() - next_index);
+    if (run == nullptr) continue;
+    const bool at_sector = next_index * step % kSectorBytes == 0;
+    const bool at_tail = run->first_cluster + run->clusters >= state_.file_clusters;
+    if (run->clusters < (at_sector ? kFewOrphans : kTornOrphans) || (!at_sector && at_tail)) {
+      continue;
+    }
     state_.findings.Add(
         {.code = FindingCode::kL2TableTorn,
          .structure = Structure::kL2Table,
@@ -251,7 +258,7 @@ void OrphanJudge::FindTornL2Tables() {
          .length_bytes = geometry_.cluster_size() - next_index * step,
          .clusters = 1,
          .guest_offset = geometry_.GuestOffsetOf(table.l1_index, next_index),
-         .guest_length_bytes = missing << geometry_.cluster_bits,
+         .guest_length_bytes = (geometry_.l2_entries() - next_index) << geometry_.cluster_bits,
          .l1_index = table.l1_index,
          .l2_index = next_index,
          .snapshot = table.snapshot,
