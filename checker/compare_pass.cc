@@ -25,6 +25,18 @@ struct StoredWord {
   uint64_t is_one = 0;
 };
 
+// Adds a cluster behind all others, to the last run if it continues it.
+void ExtendRuns(std::vector<OrphanRun>& runs, uint64_t cluster, uint64_t stored) {
+  if (!runs.empty()) {
+    OrphanRun& last = runs.back();
+    if (last.first_cluster + last.clusters == cluster && last.stored == stored) {
+      ++last.clusters;
+      return;
+    }
+  }
+  runs.push_back({cluster, 1, stored});
+}
+
 class Comparison {
  public:
   explicit Comparison(CheckState& state)
@@ -59,6 +71,7 @@ class Comparison {
   uint64_t end_cluster_ = 0;       // behind the last one in use or counted
   uint64_t block_mismatches_ = 0;  // in the block at hand
   uint64_t block_used_ = 0;
+  std::vector<OrphanRun> past_end_;  // refcounts of the block at hand behind the end of the file
 };
 
 StoredWord Comparison::LoadWord(const uint8_t* entries) const {
@@ -99,7 +112,8 @@ void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
     ++state_.stored_past_end_in_use;
     return;
   }
-  AddRefcountFinding(FindingCode::kRefcountPastEnd, cluster, stored, 0, 1);
+  ++block_mismatches_;
+  ExtendRuns(past_end_, cluster, stored);
 }
 
 void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
@@ -126,14 +140,7 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
     AddRefcountFinding(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1);
   } else {
     ++state_.orphan_clusters;
-    if (!state_.orphans.empty()) {
-      OrphanRun& last = state_.orphans.back();
-      if (last.first_cluster + last.clusters == cluster && last.stored == stored) {
-        ++last.clusters;
-        return;
-      }
-    }
-    state_.orphans.push_back({cluster, 1, stored});
+    ExtendRuns(state_.orphans, cluster, stored);
   }
 }
 
@@ -187,14 +194,16 @@ void Comparison::CompareBlock(const RefcountBlock& block) {
   std::vector<uint8_t> piece(std::min(size, kMaxPieceBytes));
   block_mismatches_ = 0;
   block_used_ = 0;
+  past_end_.clear();
   for (uint64_t at = 0; at < size; at += piece.size()) {
     state_.Read(HostOffset{block.offset_bytes + at}, absl::MakeSpan(piece),
                 Structure::kRefcountBlock);
     ComparePiece(block, at << 3 >> order_, piece);
   }
   ++state_.coverage.refcount_blocks;
-  // Most counts contradict the walk, and not because all are 0: it holds something else.
-  if (block_mismatches_ >= 64 && block_used_ != 0 && block_mismatches_ * 2 > block_used_ &&
+  // Most counts contradict the walk, and not because all are 0: it holds something else. What it
+  // says of clusters behind the end of the file then means nothing.
+  if (block_mismatches_ >= 64 && block_mismatches_ * 2 > block_used_ &&
       block_used_ * 4 >= block_entries_) {
     state_.findings.Add({.code = FindingCode::kRefcountBlockGarbage,
                          .structure = Structure::kRefcountBlock,
@@ -204,6 +213,17 @@ void Comparison::CompareBlock(const RefcountBlock& block) {
                          .confidence = Confidence::kProbable,
                          .detail = absl::StrFormat("%d of its %d refcounts are wrong",
                                                    block_mismatches_, block_entries_)});
+    return;
+  }
+  for (const OrphanRun& run : past_end_) {
+    state_.findings.Add({.code = FindingCode::kRefcountPastEnd,
+                         .structure = Structure::kRefcountBlock,
+                         .host_offset = state_.geo().OffsetOf({run.first_cluster}),
+                         .length_bytes = run.clusters << state_.geo().cluster_bits,
+                         .clusters = run.clusters,
+                         .count = run.clusters,
+                         .stored = run.stored,
+                         .expected = 0});
   }
 }
 
