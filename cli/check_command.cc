@@ -15,6 +15,7 @@
 #include "checker/second_look.h"
 #include "cli/json_report.h"
 #include "cli/options.h"
+#include "cli/printable.h"
 #include "cli/text_report.h"
 #include "common/image_lock.h"
 #include "common/posix_file.h"
@@ -26,6 +27,7 @@ struct Outcome {
   Report report;
   std::vector<ChainLayer> chain;
   std::string error;  // why the image could not be checked at all
+  int exit_code = 0;
 };
 
 Outcome CouldNotCheck(absl::string_view error) {
@@ -34,6 +36,15 @@ Outcome CouldNotCheck(absl::string_view error) {
   outcome.report.totals.check_errors = 1;
   outcome.report.coverage.skipped.push_back({"everything", std::string(error)});
   outcome.error = std::string(error);
+  outcome.exit_code = ExitCodeOf(outcome.report);
+  return outcome;
+}
+
+Outcome OtherFormat(const std::string& path, const std::string& format) {
+  Outcome outcome = CouldNotCheck(
+      absl::StrCat("'", path, "': the format '", format, "' does not support checks"));
+  outcome.report.verdict = Verdict::kUnsupported;
+  outcome.exit_code = 63;
   return outcome;
 }
 
@@ -54,6 +65,11 @@ void OpenDataFile(const std::string& image, const std::string& name, CheckOption
 }
 
 Outcome CheckOne(const std::string& path, const CheckCommandOptions& command) {
+  if (!command.repair.empty()) {
+    return CouldNotCheck(absl::StrCat("this version checks but does not repair; nothing in '", path,
+                                      "' was changed"));
+  }
+  if (command.format != "qcow2") return OtherFormat(path, command.format);
   absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
   if (!file.ok()) return CouldNotCheck(file.status().message());
   const absl::Status lock = LockForCheck((*file)->fd(), path, command.force_share);
@@ -74,23 +90,35 @@ Outcome CheckOne(const std::string& path, const CheckCommandOptions& command) {
   outcome.report = quick ? CheckImage(**file, options)
                          : CheckChangingImage([&path] { return PosixFile::Open(path); }, options);
   if (command.chain) outcome.chain = CheckChain(path, **file, options, outcome.report);
+  outcome.exit_code = ExitCodeOf(outcome.report);
   return outcome;
 }
 
+void Say(absl::string_view sentence) {
+  std::fprintf(stderr, "qcow2check: %s\n", Printable(sentence).c_str());
+}
+
+bool WantsColour() {
+  const char* terminal = std::getenv("TERM");
+  return isatty(STDOUT_FILENO) == 1 && std::getenv("NO_COLOR") == nullptr && terminal != nullptr &&
+         absl::string_view(terminal) != "dumb";
+}
+
 void Print(const std::string& path, const Outcome& outcome, const CheckCommandOptions& command) {
-  if (!outcome.error.empty()) std::fprintf(stderr, "qcow2check: %s\n", outcome.error.c_str());
+  if (!outcome.error.empty()) Say(outcome.error);
+  if (outcome.report.verdict == Verdict::kNotQcow2) {
+    Say(absl::StrCat("'", path, "' is not a qcow2 image"));
+  }
   if (command.quiet) return;
+  const bool several = command.images.size() > 1;
   if (command.json) {
     const std::string json =
-        JsonReport(path, outcome.report, outcome.chain, outcome.error, command.images.size() > 1);
+        JsonReport(path, outcome.report, outcome.chain, outcome.error, several);
     std::printf("%s\n", json.c_str());
-    return;
-  }
-  if (!outcome.error.empty()) return;
-  const bool colour = isatty(STDOUT_FILENO) == 1 && std::getenv("NO_COLOR") == nullptr;
-  std::fputs(TextReport(path, outcome.report, outcome.chain, colour).c_str(), stdout);
-  if (outcome.report.verdict == Verdict::kNotQcow2) {
-    std::fprintf(stderr, "qcow2check: '%s' is not a qcow2 image\n", path.c_str());
+  } else if (outcome.error.empty()) {
+    const std::string text = TextReport(path, outcome.report, outcome.chain,
+                                        {.colour = WantsColour(), .several_images = several});
+    std::fputs(text.c_str(), stdout);
   }
 }
 
@@ -111,7 +139,7 @@ int Badness(int exit_code) {
 }
 
 int Refuse(absl::string_view error, const std::vector<std::string>& arguments) {
-  std::fprintf(stderr, "qcow2check: %s\n", std::string(error).c_str());
+  Say(error);
   if (AsksForJson(arguments)) {
     const Outcome outcome = CouldNotCheck(error);
     std::printf("%s\n", JsonReport("", outcome.report, {}, error, false).c_str());
@@ -128,21 +156,11 @@ int RunCheckCommand(const std::vector<std::string>& arguments) {
     std::fputs(parsed->help.c_str(), stdout);
     return 0;
   }
-  const CheckCommandOptions& options = parsed->options;
-  if (!options.repair.empty()) {
-    return Refuse("this version checks but does not repair; nothing was changed", arguments);
-  }
-  if (options.format != "qcow2") {
-    std::fprintf(stderr, "qcow2check: the format '%s' does not support checks\n",
-                 options.format.c_str());
-    return 63;
-  }
   int worst = 0;
-  for (const std::string& path : options.images) {
-    const Outcome outcome = CheckOne(path, options);
-    Print(path, outcome, options);
-    const int exit_code = ExitCodeOf(outcome.report);
-    if (Badness(exit_code) > Badness(worst)) worst = exit_code;
+  for (const std::string& path : parsed->options.images) {
+    const Outcome outcome = CheckOne(path, parsed->options);
+    Print(path, outcome, parsed->options);
+    if (Badness(outcome.exit_code) > Badness(worst)) worst = outcome.exit_code;
   }
   return worst;
 }

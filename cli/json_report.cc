@@ -163,7 +163,8 @@ std::string JsonReport(const std::string& filename, const Report& report,
                       {"bytes", report.held_back.bytes},
                       {"why", report.held_back.why}}}};
   if (!chain.empty()) json["chain"] = ChainJson(chain);
-  return json.dump(one_line ? -1 : 4, ' ', false, Json::error_handler_t::replace);
+  // ASCII, as QEMU prints it: no control character of an image's names reaches a terminal.
+  return json.dump(one_line ? -1 : 4, ' ', true, Json::error_handler_t::replace);
 }
 
 }  // namespace qcow2check

@@ -3,10 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "absl/types/span.h"
 
 namespace qcow2check {
 namespace {
@@ -20,13 +22,65 @@ constexpr char kFooter[] =
     "Exit codes: 0 consistent; 1 the check could not be completed; 2 corruption; 3 leaks only;\n"
     "63 not a qcow2 image. A check never changes the image.";
 
-// "driver=qcow2,file.filename=disk.img" names its file in one of two keys.
+// Long options: those of `qemu-img check`, and our own.
+constexpr absl::string_view kQemuOptions[] = {"help",   "format",     "repair",     "output",
+                                              "object", "image-opts", "force-share"};
+constexpr absl::string_view kOwnOptions[] = {"version",     "json",  "quiet",
+                                             "verify-data", "chain", "max-findings"};
+
+// The only option that starts with `beginning`; empty if there is none or more than one.
+absl::string_view OnlyMatch(absl::Span<const absl::string_view> options,
+                            absl::string_view beginning) {
+  absl::string_view match;
+  for (const absl::string_view option : options) {
+    if (option == beginning) return option;
+    if (!absl::StartsWith(option, beginning)) continue;
+    if (!match.empty()) return "";
+    match = option;
+  }
+  return match;
+}
+
+// As getopt_long, qemu-img takes any unambiguous beginning of a long option ("--out json"). What
+// is unambiguous there stays so here, whatever options we add.
+std::vector<std::string> WithFullNames(const std::vector<std::string>& arguments) {
+  std::vector<std::string> full = arguments;
+  for (std::string& argument : full) {
+    if (argument == "--") break;
+    absl::string_view beginning = argument;
+    if (!absl::ConsumePrefix(&beginning, "--")) continue;
+    beginning = beginning.substr(0, beginning.find('='));
+    absl::string_view match = OnlyMatch(kOwnOptions, beginning);
+    if (match != beginning) {
+      const absl::string_view qemu = OnlyMatch(kQemuOptions, beginning);
+      const bool ambiguous = qemu.empty() && absl::c_any_of(kQemuOptions, [&](auto option) {
+                               return absl::StartsWith(option, beginning);
+                             });
+      match = qemu.empty() && !ambiguous ? match : qemu;
+    }
+    if (!match.empty()) argument = absl::StrCat("--", match, argument.substr(2 + beginning.size()));
+  }
+  return full;
+}
+
+// "driver=qcow2,file.filename=disk.img" names its file in one of two keys. A comma in a value is
+// written twice.
 absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
-  for (absl::string_view part : absl::StrSplit(text, ',')) {
-    const std::pair<absl::string_view, absl::string_view> pair =
-        absl::StrSplit(part, absl::MaxSplits('=', 1));
-    if (pair.first == "file.filename" || pair.first == "filename") {
-      return std::string(pair.second);
+  std::vector<std::string> parts = {""};
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool comma = text[i] == ',';
+    const bool twice = comma && i + 1 < text.size() && text[i + 1] == ',';
+    if (comma && !twice) {
+      parts.emplace_back();
+      continue;
+    }
+    parts.back().push_back(text[i]);
+    if (twice) ++i;
+  }
+  for (const std::string& part : parts) {
+    absl::string_view value = part;
+    if (absl::ConsumePrefix(&value, "file.filename=") || absl::ConsumePrefix(&value, "filename=")) {
+      return std::string(value);
     }
   }
   return absl::InvalidArgumentError(
@@ -49,8 +103,9 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
       ->required();
   app.add_flag("--json", options.json, "Print JSON instead of text");
   std::string output = "human";
-  app.add_option("--output,--out", output, "human or json")
-      ->check(CLI::IsMember({"human", "json"}));
+  app.add_option("--output", output, "human or json")
+      ->check(CLI::IsMember({"human", "json"}))
+      ->take_last();
   app.add_flag("-q,--quiet", options.quiet, "Print nothing but errors");
   app.add_flag("-U,--force-share", options.force_share,
                "Check an image that a program is writing; what looks wrong is read again");
@@ -60,20 +115,23 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   app.add_option("--max-findings", options.max_findings,
                  "List at most N findings of each code (totals are always exact)")
       ->type_name("N")
+      ->take_last()
       ->capture_default_str();
-  app.add_option("-f,--format", options.format, "Only qcow2 can be checked");
+  app.add_option("-f,--format", options.format, "Only qcow2 can be checked")->take_last();
   app.add_option("-r", options.repair, "Not in this version: see --repair")
-      ->check(CLI::IsMember({"leaks", "all"}));
+      ->check(CLI::IsMember({"leaks", "all"}))
+      ->take_last();
   app.add_flag("--repair{all}", options.repair,
                "Not in this version: refused, and nothing is changed");
   app.add_flag("--image-opts", options.image_opts,
                "IMAGE is a list of options, as for qemu-img (file.filename=...)");
   std::string ignored;
   std::vector<std::string> ignored_objects;
-  app.add_option("-T", ignored, "Cache mode of qemu-img: accepted, not needed");
+  app.add_option("-T", ignored, "Cache mode of qemu-img: accepted, not needed")->take_last();
   app.add_option("--object", ignored_objects, "Accepted, not needed: no key is needed to check")
       ->allow_extra_args(false);
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
+  std::vector<std::string> reversed = WithFullNames(arguments);
+  std::reverse(reversed.begin(), reversed.end());
   try {
     app.parse(reversed);
   } catch (const CLI::CallForHelp&) {
@@ -97,14 +155,10 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
 }
 
 bool AsksForJson(const std::vector<std::string>& arguments) {
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const std::string& argument = arguments[i];
-    if (argument == "--json" || argument == "--output=json" || argument == "--out=json")
-      return true;
-    if ((argument == "--output" || argument == "--out") && i + 1 < arguments.size() &&
-        arguments[i + 1] == "json") {
-      return true;
-    }
+  const std::vector<std::string> full = WithFullNames(arguments);
+  for (size_t i = 0; i < full.size() && full[i] != "--"; ++i) {
+    if (full[i] == "--json" || full[i] == "--output=json") return true;
+    if (full[i] == "--output" && i + 1 < full.size() && full[i + 1] == "json") return true;
   }
   return false;
 }

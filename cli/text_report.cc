@@ -1,11 +1,15 @@
 #include "cli/text_report.h"
 
 #include <algorithm>
+#include <optional>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "cli/format_bytes.h"
+#include "cli/printable.h"
 #include "common/finding.h"
 
 namespace qcow2check {
@@ -13,8 +17,9 @@ namespace {
 
 constexpr size_t kShownPerCode = 3;
 constexpr size_t kRangesShown = 4;
-constexpr size_t kCodeColumn = 22;
-constexpr size_t kTextColumns = 78;
+constexpr size_t kOwnersShown = 4;
+// Where the words behind a finding code start.
+constexpr size_t kCodeIndent = 24;
 
 constexpr absl::string_view kRed = "\x1b[31m";
 constexpr absl::string_view kYellow = "\x1b[33m";
@@ -25,103 +30,191 @@ std::string Coloured(absl::string_view text, absl::string_view colour, bool on) 
   return on ? absl::StrCat(colour, text, kPlain) : std::string(text);
 }
 
-// `text` in lines of kTextColumns, all behind an indent of kCodeColumn + 2.
-std::string Wrapped(absl::string_view text) {
+// `text` in lines, each but the first behind `indent` spaces. The first starts at `column`.
+std::string Wrapped(absl::string_view text, size_t indent, size_t column) {
   std::string lines;
-  size_t column = 0;
+  bool line_is_empty = true;
   while (!text.empty()) {
     const size_t space = std::min(text.find(' '), text.size());
     const absl::string_view word = text.substr(0, space);
-    if (column != 0 && column + 1 + word.size() > kTextColumns) {
-      absl::StrAppend(&lines, "\n", std::string(kCodeColumn + 2, ' '));
-      column = 0;
+    if (!line_is_empty && column + 1 + word.size() > static_cast<size_t>(kTextReportColumns)) {
+      absl::StrAppend(&lines, "\n", std::string(indent, ' '));
+      column = indent;
+      line_is_empty = true;
     }
-    absl::StrAppend(&lines, column == 0 ? "" : " ", word);
-    column += word.size() + (column == 0 ? 0 : 1);
+    absl::StrAppend(&lines, line_is_empty ? "" : " ", word);
+    column += word.size() + (line_is_empty ? 0 : 1);
+    line_is_empty = false;
     text.remove_prefix(std::min(space + 1, text.size()));
   }
   return lines;
 }
 
+// "- text" as an item of a list that stands behind `indent` spaces.
+std::string Item(absl::string_view text, size_t indent) {
+  return absl::StrCat(std::string(indent, ' '), "- ", Wrapped(text, indent + 2, indent + 2), "\n");
+}
+
+bool IsExactInWords(uint64_t bytes) {
+  int unit = 0;
+  while (unit < 60 && (bytes >> (unit + 10)) != 0) unit += 10;
+  const uint64_t below_unit = bytes & ((uint64_t{1} << unit) - 1);
+  // At most two decimals: a quarter is the smallest binary fraction that has no more.
+  return unit == 0 || below_unit % (uint64_t{1} << (unit - 2)) == 0;
+}
+
+// "512 MiB to 1 GiB" where these numbers are exact; else in hexadecimal, with the length in words.
 std::string RangeText(uint64_t offset, uint64_t length) {
-  return absl::StrCat(offset == 0 ? "0" : FormatBytes(offset), " to ",
-                      FormatBytes(offset + length));
+  const uint64_t end = offset + length;
+  if (end > offset && IsExactInWords(offset) && IsExactInWords(end)) {
+    return absl::StrCat(offset == 0 ? "0" : FormatBytes(offset), " to ", FormatBytes(end));
+  }
+  return absl::StrFormat("0x%x-0x%x (%s at %s)", offset, end - 1, FormatBytes(length),
+                         FormatBytes(offset));
+}
+
+std::string TimesText(uint64_t count) {
+  return count == 1 ? "once" : absl::StrCat(count, " times");
+}
+
+std::string OwnersText(const Finding& finding) {
+  if (finding.owners.empty()) return "";
+  std::vector<std::string> owners;
+  for (const Owner& owner : finding.owners) {
+    if (owners.size() == kOwnersShown) break;
+    std::string text(WordsOf(owner.structure));
+    if (owner.guest_offset)
+      absl::StrAppendFormat(&text, " (guest 0x%x)", owner.guest_offset->bytes);
+    if (owner.snapshot) absl::StrAppend(&text, " of snapshot ", *owner.snapshot);
+    owners.push_back(std::move(text));
+  }
+  if (finding.owners.size() > kOwnersShown) {
+    owners.push_back(absl::StrCat(finding.owners.size() - kOwnersShown, " more"));
+  }
+  // Of merged clusters only the first one's owners are known.
+  return absl::StrCat(
+      finding.clusters > 1 && !finding.target ? "; the first is used by " : "; used by ",
+      absl::StrJoin(owners, " and "));
+}
+
+std::string EntryText(const Finding& finding) {
+  if (!finding.target || !finding.l1_index) return "";
+  if (!finding.l2_index) return absl::StrCat(" (L1 entry ", *finding.l1_index, ")");
+  return absl::StrCat(" (L1 entry ", *finding.l1_index, ", L2 entry ", *finding.l2_index, ")");
+}
+
+std::string RefcountText(const Finding& finding) {
+  const RepairAction action = InfoOf(finding.code).action;
+  if (action != RepairAction::kRaiseRefcount && action != RepairAction::kLowerRefcount) return "";
+  if (!finding.stored || !finding.expected || finding.target) return "";
+  return absl::StrCat(": refcount ", *finding.stored,
+                      *finding.expected == 0
+                          ? ", never referenced"
+                          : absl::StrCat(", referenced ", TimesText(*finding.expected)));
 }
 
 // Where one finding is: host place, guest range, owners.
 std::string PlaceText(const Finding& finding) {
   std::string text;
   if (finding.host_offset) {
-    absl::StrAppend(&text, absl::StrFormat("at 0x%x", finding.host_offset->bytes));
+    absl::StrAppendFormat(&text, "at 0x%x", finding.host_offset->bytes);
     if (finding.clusters > 1 && !finding.target) {
-      absl::StrAppend(
-          &text, absl::StrFormat("-0x%x (%s clusters, %s)",
-                                 finding.host_offset->bytes + finding.length_bytes - 1,
-                                 FormatCount(finding.clusters), FormatBytes(finding.length_bytes)));
+      absl::StrAppendFormat(&text, "-0x%x (%s clusters, %s)",
+                            finding.host_offset->bytes + finding.length_bytes - 1,
+                            FormatCount(finding.clusters), FormatBytes(finding.length_bytes));
     }
+    absl::StrAppend(&text, EntryText(finding));
   }
-  if (finding.target)
-    absl::StrAppend(&text, absl::StrFormat(", points to 0x%x", finding.target->bytes));
+  if (finding.target) absl::StrAppendFormat(&text, ", points to 0x%x", finding.target->bytes);
   if (finding.guest_offset && finding.guest_length_bytes != 0) {
     absl::StrAppend(&text, ", guest ",
                     RangeText(finding.guest_offset->bytes, finding.guest_length_bytes));
   }
   if (finding.snapshot) absl::StrAppend(&text, ", snapshot ", *finding.snapshot);
-  const bool refcount = InfoOf(finding.code).action == RepairAction::kRaiseRefcount ||
-                        InfoOf(finding.code).action == RepairAction::kLowerRefcount;
-  if (refcount && finding.stored && finding.expected && !finding.target) {
-    absl::StrAppend(&text, ": refcount ", *finding.stored, ", referenced ", *finding.expected,
-                    *finding.expected == 1 ? " time" : " times");
+  absl::StrAppend(&text, RefcountText(finding), OwnersText(finding));
+  if (!finding.detail.empty()) {
+    absl::StrAppend(&text, text.empty() ? "" : "; ", Printable(finding.detail));
   }
-  for (size_t i = 0; i < finding.owners.size(); ++i) {
-    const Owner& owner = finding.owners[i];
-    absl::StrAppend(&text, i == 0 ? "; used by " : " and ", WordsOf(owner.structure));
-    if (owner.guest_offset) {
-      absl::StrAppend(&text, absl::StrFormat(" (guest 0x%x)", owner.guest_offset->bytes));
-    }
-    if (owner.snapshot) absl::StrAppend(&text, " of snapshot ", *owner.snapshot);
-  }
-  if (!finding.detail.empty()) absl::StrAppend(&text, text.empty() ? "" : "; ", finding.detail);
   return text;
+}
+
+// The codes that occurred, worst first: by what they say about the data, then by severity.
+std::vector<CodeTotal> WorstFirst(const Report& report) {
+  std::vector<CodeTotal> codes = report.code_totals;
+  std::stable_sort(codes.begin(), codes.end(), [](const CodeTotal& a, const CodeTotal& b) {
+    const FindingCodeInfo& left = InfoOf(a.code);
+    const FindingCodeInfo& right = InfoOf(b.code);
+    return left.data != right.data ? left.data > right.data : left.severity < right.severity;
+  });
+  return codes;
 }
 
 std::string GroupText(const Report& report, const CodeTotal& total, bool colour) {
   const FindingCodeInfo& info = InfoOf(total.code);
-  std::string text = absl::StrCat(info.sentence, ". ", info.meaning);
   const absl::string_view paint = info.severity == Severity::kCorruption ? kRed
                                   : info.severity == Severity::kInfo     ? kPlain
                                                                          : kYellow;
-  std::string name(info.name);
-  const std::string gap = name.size() < kCodeColumn ? std::string(kCodeColumn - name.size(), ' ')
-                                                    : "\n" + std::string(kCodeColumn + 2, ' ');
-  std::string lines = absl::StrCat("  ", Coloured(name, paint, colour), gap, Wrapped(text), "\n");
-  size_t shown = 0;
+  const size_t used = 2 + info.name.size();
+  std::string lines = absl::StrCat(
+      "  ", Coloured(info.name, paint, colour),
+      used < kCodeIndent ? std::string(kCodeIndent - used, ' ')
+                         : "\n" + std::string(kCodeIndent, ' '),
+      Wrapped(absl::StrCat(info.sentence, ". ", info.meaning), kCodeIndent, kCodeIndent), "\n");
+  uint64_t listed = 0, shown = 0;
   for (const Finding& finding : report.findings) {
     if (finding.code != total.code) continue;
-    if (++shown > kShownPerCode) break;
+    ++listed;
+    if (shown == kShownPerCode) continue;
     const std::string place = PlaceText(finding);
-    if (!place.empty()) {
-      absl::StrAppend(&lines, std::string(kCodeColumn + 2, ' '), Wrapped(absl::StrCat("- ", place)),
-                      "\n");
-    }
+    if (place.empty()) continue;
+    ++shown;
+    absl::StrAppend(&lines, Item(place, kCodeIndent));
   }
-  if (total.findings > kShownPerCode) {
-    absl::StrAppend(&lines, std::string(kCodeColumn + 2, ' '), "- and ",
-                    FormatCount(total.findings - kShownPerCode), " more (--json lists them)\n");
+  // Findings without a place say no more than the code's own words.
+  if (shown != 0 && total.findings > shown) {
+    const std::string where = listed < total.findings
+                                  ? absl::StrCat("the first ", FormatCount(listed), " with --json")
+                                  : "all with --json";
+    absl::StrAppend(&lines, Item(absl::StrCat("and ", FormatCount(total.findings - shown),
+                                              " more places (", where, ")"),
+                                 kCodeIndent));
   }
   return lines;
 }
 
-std::string DataSentence(const Report& report) {
+absl::string_view WordsOf(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::kClean:
+      return "clean";
+    case Verdict::kLeaks:
+      return "leaks";
+    case Verdict::kCorrupt:
+      return "corrupt";
+    case Verdict::kIncomplete:
+      return "could not be checked completely";
+    case Verdict::kLocked:
+      return "in use";
+    case Verdict::kNotQcow2:
+      return "not a qcow2 image";
+    case Verdict::kUnsupported:
+      return "uses features that this program does not know";
+  }
+  return "";
+}
+
+absl::string_view DataSentence(const Report& report) {
   switch (report.data) {
     case DataState::kNone:
-      return "Guest data is intact.";
+      if (report.verdict == Verdict::kNotQcow2) return "";
+      return report.coverage.complete() && report.totals.check_errors == 0
+                 ? "Guest data is intact."
+                 : "No damage to guest data in the part that was examined.";
     case DataState::kAtRisk:
       return "Guest data is at risk: do not start the VM, do not let another tool repair it.";
     case DataState::kAmbiguous:
-      return "Some guest data is ambiguous: two ranges claim the same bytes. Do not start the VM.";
+      return "Some guest data is ambiguous: two places claim the same bytes. Do not start the VM.";
     case DataState::kLost:
-      return "Some guest data cannot be read. Do not start the VM, do not let another tool repair "
+      return "Some guest data cannot be read: do not start the VM, do not let another tool repair "
              "it.";
   }
   return "";
@@ -131,58 +224,81 @@ std::string Headline(const std::string& filename, const Report& report, bool col
   const absl::string_view paint = report.verdict == Verdict::kClean   ? kGreen
                                   : report.verdict == Verdict::kLeaks ? kYellow
                                                                       : kRed;
-  return absl::StrCat(filename, ": ", Coloured(NameOf(report.verdict), paint, colour), ". ",
-                      report.verdict == Verdict::kNotQcow2 ? "" : DataSentence(report), "\n");
+  const std::string name = Printable(filename);
+  const absl::string_view verdict = WordsOf(report.verdict);
+  const absl::string_view data = DataSentence(report);
+  const size_t columns = name.size() + verdict.size() + data.size() + 4;
+  const bool fits = columns <= static_cast<size_t>(kTextReportColumns);
+  return absl::StrCat(name, ": ", Coloured(verdict, paint, colour), ".",
+                      data.empty() ? "" : (fits ? " " : "\n"), data, "\n");
 }
 
 std::string LostRanges(const Report& report) {
   if (report.lost_guest_bytes == 0) return "";
-  std::string text = absl::StrCat("\n  Guest ranges that cannot be read (",
-                                  FormatBytes(report.lost_guest_bytes), "): ");
-  for (size_t i = 0; i < std::min(report.lost_guest_ranges.size(), kRangesShown); ++i) {
-    const GuestRange& range = report.lost_guest_ranges[i];
-    absl::StrAppend(&text, i == 0 ? "" : ", ", RangeText(range.offset_bytes, range.length_bytes));
+  std::vector<std::string> ranges;
+  for (const GuestRange& range : report.lost_guest_ranges) {
+    if (ranges.size() == kRangesShown) break;
+    ranges.push_back(RangeText(range.offset_bytes, range.length_bytes));
   }
   if (report.lost_guest_ranges.size() > kRangesShown) {
-    absl::StrAppend(&text, ", and ", report.lost_guest_ranges.size() - kRangesShown, " more");
+    ranges.push_back(absl::StrCat(
+        "and ", FormatCount(report.lost_guest_ranges.size() - kRangesShown), " more ranges"));
   }
-  return absl::StrCat(text, "\n");
+  return absl::StrCat("\n  ",
+                      Wrapped(absl::StrCat("Guest ranges that cannot be read (",
+                                           FormatBytes(report.lost_guest_bytes),
+                                           "): ", absl::StrJoin(ranges, ", ")),
+                              4, 2),
+                      "\n");
 }
 
 std::string Skipped(const Report& report) {
   if (report.coverage.complete()) return "";
   std::string text = "\n  Not examined:\n";
-  for (size_t i = 0; i < std::min(report.coverage.skipped.size(), kRangesShown); ++i) {
-    const SkippedPart& part = report.coverage.skipped[i];
-    absl::StrAppend(&text, "    ", part.what, ": ", part.why, "\n");
+  size_t shown = 0;
+  for (const SkippedPart& part : report.coverage.skipped) {
+    if (shown == kRangesShown) break;
+    ++shown;
+    absl::StrAppend(&text, Item(absl::StrCat(Printable(part.what), ": ", Printable(part.why)), 2));
   }
-  if (report.coverage.skipped.size() > kRangesShown) {
-    absl::StrAppend(&text, "    and ", report.coverage.skipped.size() - kRangesShown, " more\n");
+  if (report.coverage.skipped.size() > shown) {
+    absl::StrAppend(&text,
+                    Item(absl::StrCat("and ", FormatCount(report.coverage.skipped.size() - shown),
+                                      " more (all with --json)"),
+                         2));
   }
   return text;
 }
 
-std::string NextSteps(const Report& report) {
-  const CodeTotal* worst = nullptr;
-  for (const CodeTotal& total : report.code_totals) {
-    if (worst == nullptr || InfoOf(total.code).severity < InfoOf(worst->code).severity ||
-        (InfoOf(total.code).severity == InfoOf(worst->code).severity &&
-         InfoOf(total.code).data > InfoOf(worst->code).data)) {
-      worst = &total;
-    }
-  }
-  if (worst == nullptr || InfoOf(worst->code).severity == Severity::kInfo) return "";
-  std::string text = "\n  Next: ";
+std::string NextSteps(const Report& report, const CodeTotal& worst) {
+  if (InfoOf(worst.code).severity == Severity::kInfo) return "";
+  std::vector<std::string> steps;
   if (report.held_back.clusters != 0) {
-    absl::StrAppend(&text, "keep a copy of the file as it is; `qemu-img check -r` would destroy ",
-                    FormatBytes(report.held_back.bytes), " that may be the only copy\n        ");
+    steps.push_back(absl::StrCat(
+        "Keep a copy of the file as it is. `qemu-img check -r` would destroy ",
+        FormatBytes(report.held_back.bytes), " that may be the only copy of lost data."));
+  } else if (report.data != DataState::kNone) {
+    steps.emplace_back("Keep a copy of the file as it is before any program writes to it.");
   }
-  absl::StrAppend(&text, "qcow2check explain ", InfoOf(worst->code).name, "\n");
+  steps.push_back(absl::StrCat("qcow2check explain ", InfoOf(worst.code).name));
+  std::string text;
+  for (const std::string& step : steps) {
+    absl::StrAppend(&text, text.empty() ? "\n  Next: " : "        ", Wrapped(step, 8, 8), "\n");
+  }
   return text;
 }
 
 std::string Percent(uint64_t part, uint64_t whole) {
   return absl::StrFormat("%.2f%%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+absl::string_view WhatLeaksMean(const Report& report) {
+  if (report.held_back.clusters != 0) {
+    return "They may be the only copy of lost data: do not let any tool free them.\n";
+  }
+  return report.data == DataState::kNone
+             ? "This means waste of disk space, but no harm to data.\n"
+             : "The leaks alone mean waste of disk space; the harm is in what else was found.\n";
 }
 
 // The lines of `qemu-img check`, in its words where they are true.
@@ -199,9 +315,7 @@ std::string Summary(const Report& report) {
   }
   if (totals.leaks != 0) {
     absl::StrAppend(&text, "\n", totals.leaks, " leaked clusters were found on the image.\n",
-                    report.held_back.clusters != 0
-                        ? "They may be the only copy of lost data: do not let any tool free them.\n"
-                        : "This means waste of disk space, but no harm to data.\n");
+                    WhatLeaksMean(report));
   }
   if (totals.check_errors != 0) {
     absl::StrAppend(&text, "\n", totals.check_errors,
@@ -223,25 +337,30 @@ std::string Summary(const Report& report) {
 }  // namespace
 
 std::string TextReport(const std::string& filename, const Report& report,
-                       const std::vector<ChainLayer>& chain, bool colour) {
+                       const std::vector<ChainLayer>& chain, const TextOptions& options) {
+  const std::vector<CodeTotal> codes = WorstFirst(report);
+  const bool something_to_say = !codes.empty() || !report.coverage.complete();
   std::string text;
-  std::vector<CodeTotal> groups = report.code_totals;
-  std::stable_sort(groups.begin(), groups.end(), [](const CodeTotal& a, const CodeTotal& b) {
-    const FindingCodeInfo& left = InfoOf(a.code);
-    const FindingCodeInfo& right = InfoOf(b.code);
-    if (left.severity != right.severity) return left.severity < right.severity;
-    return left.data > right.data;
-  });
-  if (!groups.empty()) {
-    text = absl::StrCat(Headline(filename, report, colour), "\n");
-    for (const CodeTotal& total : groups) absl::StrAppend(&text, GroupText(report, total, colour));
-    absl::StrAppend(&text, LostRanges(report), Skipped(report), NextSteps(report), "\n");
+  if (something_to_say || options.several_images) {
+    text = Headline(filename, report, options.colour);
   }
+  if (!codes.empty()) absl::StrAppend(&text, "\n");
+  for (const CodeTotal& total : codes) {
+    absl::StrAppend(&text, GroupText(report, total, options.colour));
+  }
+  absl::StrAppend(&text, LostRanges(report), Skipped(report));
+  if (!codes.empty()) absl::StrAppend(&text, NextSteps(report, codes.front()));
+  if (something_to_say && !chain.empty()) absl::StrAppend(&text, "\n");
   for (const ChainLayer& layer : chain) {
-    absl::StrAppend(&text, "Backing file ", layer.filename, " (", layer.format,
-                    "): ", NameOf(layer.verdict), "\n");
+    absl::StrAppend(&text, "Backing file ", Printable(layer.filename), " (",
+                    Printable(layer.format), "): ", NameOf(layer.verdict), "\n");
   }
-  if (report.verdict != Verdict::kNotQcow2) absl::StrAppend(&text, Summary(report));
+  if (report.verdict != Verdict::kNotQcow2) {
+    const std::string summary = Summary(report);
+    if (something_to_say && !absl::StartsWith(summary, "\n")) absl::StrAppend(&text, "\n");
+    absl::StrAppend(&text, summary);
+  }
+  if (options.several_images) absl::StrAppend(&text, "\n");
   return text;
 }
 

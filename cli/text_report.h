@@ -10,9 +10,18 @@
 
 namespace qcow2check {
 
+struct TextOptions {
+  bool colour = false;
+  bool several_images = false;  // say which image it is about, even if there is nothing to say
+};
+
 // The whole text, ending in the lines that scripts look for in the output of `qemu-img check`.
+// Lines are at most kTextReportColumns wide, unless a name is longer. Nothing from the image or
+// the file name reaches a terminal as a control character.
 std::string TextReport(const std::string& filename, const Report& report,
-                       const std::vector<ChainLayer>& chain, bool colour);
+                       const std::vector<ChainLayer>& chain, const TextOptions& options);
+
+inline constexpr int kTextReportColumns = 100;
 
 }  // namespace qcow2check
 
