@@ -9,29 +9,16 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
+#include "common/quoted.h"
 #include "common/table_entry.h"
 
 namespace qcow2check {
 namespace {
-
-void Add(CheckState& state, FindingCode code, Structure structure, uint64_t offset, uint64_t length,
-         std::string detail) {
-  state.findings.Add({.code = code,
-                      .structure = structure,
-                      .host_offset = HostOffset{offset},
-                      .length_bytes = length,
-                      .detail = std::move(detail)});
-}
-
-std::string Quoted(const BitmapEntry& bitmap) {
-  return absl::StrCat("\"", absl::CHexEscape(bitmap.name), "\"");
-}
 
 // What is wrong with a directory entry itself; empty if nothing.
 std::string JudgeEntry(const CheckState& state, const BitmapEntry& bitmap) {
@@ -98,8 +85,9 @@ void WalkTable(CheckState& state, const BitmapEntry& bitmap) {
   if (!state.Spend(bitmap.table_entries, Structure::kBitmapTable)) return;
   if (!state.Claim({Structure::kBitmapTable, bitmap.table_offset, length, std::nullopt}, 1) ||
       SaturatingAdd(bitmap.table_offset, length) > state.file.size_bytes()) {
-    Add(state, FindingCode::kBitmapTableInvalid, Structure::kBitmapTable, bitmap.table_offset,
-        length, absl::StrCat("the table of ", Quoted(bitmap), " is not in the file"));
+    state.AddFinding(FindingCode::kBitmapTableInvalid, Structure::kBitmapTable, bitmap.table_offset,
+                     length,
+                     absl::StrCat("the table of ", Quoted(bitmap.name), " is not in the file"));
     return;
   }
   std::vector<uint8_t> piece;
@@ -118,8 +106,9 @@ void WalkTable(CheckState& state, const BitmapEntry& bitmap) {
       const uint64_t place = bitmap.table_offset + done + at;
       std::string wrong = JudgeTableEntry(state, entry);
       if (!wrong.empty()) {
-        Add(state, FindingCode::kBitmapTableInvalid, Structure::kBitmapTable, place, 8,
-            absl::StrFormat("entry %d of %s: %s", (done + at) / 8, Quoted(bitmap), wrong));
+        state.AddFinding(
+            FindingCode::kBitmapTableInvalid, Structure::kBitmapTable, place, 8,
+            absl::StrFormat("entry %d of %s: %s", (done + at) / 8, Quoted(bitmap.name), wrong));
         continue;
       }
       if (EntryOffset(entry) == 0) continue;
@@ -127,8 +116,8 @@ void WalkTable(CheckState& state, const BitmapEntry& bitmap) {
       const bool last = (done + at) / 8 + 1 == bitmap.table_entries;
       if (last && (bitmap.flags & kBitmapInUse) == 0 &&
           HasTailBits(state, bitmap, EntryOffset(entry))) {
-        Add(state, FindingCode::kBitmapTailBits, Structure::kBitmapData, EntryOffset(entry),
-            state.geo().cluster_size(), Quoted(bitmap));
+        state.AddFinding(FindingCode::kBitmapTailBits, Structure::kBitmapData, EntryOffset(entry),
+                         state.geo().cluster_size(), Quoted(bitmap.name));
       }
     }
   }
@@ -157,8 +146,8 @@ std::vector<BitmapEntry> ReadDirectory(CheckState& state, const BitmapsExtension
     entries.push_back(std::move(entry));
   }
   if (entries.size() < wanted) {
-    Add(state, FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory, at, 0,
-        absl::StrCat("only ", entries.size(), " of ", wanted, " entries can be read"));
+    state.AddFinding(FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory, at, 0,
+                     absl::StrCat("only ", entries.size(), " of ", wanted, " entries can be read"));
     state.Skip("a part of the bitmap directory", "its entries cannot be read");
   }
   return entries;
@@ -187,27 +176,27 @@ void WalkBitmaps(CheckState& state, const BitmapsExtension& extension) {
                    1) ||
       SaturatingAdd(extension.directory_offset, extension.directory_size_bytes) >
           state.file.size_bytes()) {
-    Add(state, FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory,
-        extension.directory_offset, extension.directory_size_bytes,
-        "the directory is not in the file");
+    state.AddFinding(FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory,
+                     extension.directory_offset, extension.directory_size_bytes,
+                     "the directory is not in the file");
   }
   absl::flat_hash_set<std::string> names;
   for (BitmapEntry& bitmap : ReadDirectory(state, extension)) {
     std::string wrong = JudgeEntry(state, bitmap);
     if (!wrong.empty()) {
-      Add(state, FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory,
-          bitmap.offset_bytes, bitmap.length_bytes,
-          absl::StrCat("bitmap ", Quoted(bitmap), ": ", wrong));
-      state.Skip(absl::StrCat("the bitmap ", Quoted(bitmap)), wrong);
+      state.AddFinding(FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory,
+                       bitmap.offset_bytes, bitmap.length_bytes,
+                       absl::StrCat("bitmap ", Quoted(bitmap.name), ": ", wrong));
+      state.Skip(absl::StrCat("the bitmap ", Quoted(bitmap.name)), wrong);
       continue;
     }
     if (!names.insert(bitmap.name).second) {
-      Add(state, FindingCode::kBitmapDuplicate, Structure::kBitmapDirectory, bitmap.offset_bytes,
-          bitmap.length_bytes, Quoted(bitmap));
+      state.AddFinding(FindingCode::kBitmapDuplicate, Structure::kBitmapDirectory,
+                       bitmap.offset_bytes, bitmap.length_bytes, Quoted(bitmap.name));
     }
     if ((bitmap.flags & kBitmapInUse) != 0) {
-      Add(state, FindingCode::kBitmapInUse, Structure::kBitmapDirectory, bitmap.offset_bytes,
-          bitmap.length_bytes, Quoted(bitmap));
+      state.AddFinding(FindingCode::kBitmapInUse, Structure::kBitmapDirectory, bitmap.offset_bytes,
+                       bitmap.length_bytes, Quoted(bitmap.name));
     }
     WalkTable(state, bitmap);
     state.bitmaps.push_back(std::move(bitmap));
@@ -224,8 +213,8 @@ void CheckBitmaps(CheckState& state) {
   }
   if (place == nullptr) {
     if (state.header.Has(kBitmapsConsistent)) {
-      Add(state, FindingCode::kBitmapExtensionInvalid, Structure::kHeader, 88, 8,
-          "the header says that there are bitmaps, but the extension is missing");
+      state.AddFinding(FindingCode::kBitmapExtensionInvalid, Structure::kHeader, 88, 8,
+                       "the header says that there are bitmaps, but the extension is missing");
     }
     return;
   }
@@ -235,14 +224,14 @@ void CheckBitmaps(CheckState& state) {
                                 : absl::StrCat("it has ", place->length_bytes, " bytes");
   // Without the autoclear bit the extension is stale by the format's own rule: QEMU ignores it.
   if (!state.header.Has(kBitmapsConsistent)) {
-    Add(state, FindingCode::kBitmapsStale, Structure::kHeaderExtension, place->offset_bytes, length,
-        "");
+    state.AddFinding(FindingCode::kBitmapsStale, Structure::kHeaderExtension, place->offset_bytes,
+                     length, "");
     state.Skip("stale bitmaps", "the image says that they are out of date");
     return;
   }
   if (!wrong.empty()) {
-    Add(state, FindingCode::kBitmapExtensionInvalid, Structure::kHeaderExtension,
-        place->offset_bytes, length, wrong);
+    state.AddFinding(FindingCode::kBitmapExtensionInvalid, Structure::kHeaderExtension,
+                     place->offset_bytes, length, wrong);
     state.Skip("all bitmaps", wrong);
     return;
   }

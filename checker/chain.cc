@@ -5,11 +5,11 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/limits.h"
+#include "common/quoted.h"
 
 namespace qcow2check {
 namespace {
@@ -17,10 +17,6 @@ namespace {
 void Add(Report& report, FindingCode code, std::string detail) {
   AddToReport(report,
               {.code = code, .structure = Structure::kBackingFile, .detail = std::move(detail)});
-}
-
-std::string Quoted(const std::string& name) {
-  return absl::StrCat("\"", absl::CHexEscape(name), "\"");
 }
 
 }  // namespace

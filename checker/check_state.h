@@ -156,6 +156,16 @@ struct CheckState {
 
   const Geometry& geo() const { return *geometry; }
 
+  // Adds a finding that needs no more than a place.
+  void AddFinding(FindingCode code, Structure structure, uint64_t offset, uint64_t length,
+                  std::string detail) {
+    findings.Add({.code = code,
+                  .structure = structure,
+                  .host_offset = HostOffset{offset},
+                  .length_bytes = length,
+                  .detail = std::move(detail)});
+  }
+
   // Takes `entries` table entries out of the budget for tables that may overlap (L1 tables of
   // snapshots, bitmap tables). An image can name one stretch of the file as a table many times;
   // without a budget the work would grow with their product. No sane image comes near it. False,

@@ -14,15 +14,6 @@
 namespace qcow2check {
 namespace {
 
-void Add(CheckState& state, FindingCode code, Structure structure, uint64_t offset, uint64_t length,
-         std::string detail) {
-  state.findings.Add({.code = code,
-                      .structure = structure,
-                      .host_offset = HostOffset{offset},
-                      .length_bytes = length,
-                      .detail = std::move(detail)});
-}
-
 // What is wrong with the LUKS header in a region of `length` bytes; empty if nothing.
 std::string JudgeLuksHeader(const LuksHeader& luks, uint64_t length) {
   if (!luks.magic_ok) return "it does not start with the LUKS magic";
@@ -54,14 +45,15 @@ void CheckEncryption(CheckState& state) {
     if (extension.type == kExtensionCrypto) pointer = &extension;
   }
   if (header.crypt_method > kCryptLuks) {
-    Add(state, FindingCode::kEncryptionInvalid, Structure::kHeader, 32, 4,
-        absl::StrCat("method ", header.crypt_method));
+    state.AddFinding(FindingCode::kEncryptionInvalid, Structure::kHeader, 32, 4,
+                     absl::StrCat("method ", header.crypt_method));
   } else if (header.crypt_method == kCryptLuks && pointer == nullptr) {
-    Add(state, FindingCode::kEncryptionInvalid, Structure::kHeader, 32, 4,
-        "the method is LUKS, but the pointer to the LUKS header is missing");
+    state.AddFinding(FindingCode::kEncryptionInvalid, Structure::kHeader, 32, 4,
+                     "the method is LUKS, but the pointer to the LUKS header is missing");
   } else if (header.crypt_method != kCryptLuks && pointer != nullptr) {
-    Add(state, FindingCode::kEncryptionInvalid, Structure::kHeaderExtension, pointer->offset_bytes,
-        8 + uint64_t{pointer->length_bytes}, "there is a LUKS header, but the method is not LUKS");
+    state.AddFinding(FindingCode::kEncryptionInvalid, Structure::kHeaderExtension,
+                     pointer->offset_bytes, 8 + uint64_t{pointer->length_bytes},
+                     "there is a LUKS header, but the method is not LUKS");
   }
   if (pointer == nullptr) return;
   const std::optional<CryptoExtension> region = DecodeCryptoExtension(pointer->data);
@@ -70,8 +62,8 @@ void CheckEncryption(CheckState& state) {
       !state.Claim({Structure::kLuksHeader, region->offset, region->length_bytes, std::nullopt},
                    1) ||
       SaturatingAdd(region->offset, region->length_bytes) > state.file.size_bytes()) {
-    Add(state, FindingCode::kLuksHeaderInvalid, Structure::kLuksHeader, region->offset,
-        region->length_bytes, "its region is misaligned or not in the file");
+    state.AddFinding(FindingCode::kLuksHeaderInvalid, Structure::kLuksHeader, region->offset,
+                     region->length_bytes, "its region is misaligned or not in the file");
     return;
   }
   std::vector<uint8_t> bytes(kLuksHeaderBytes);
@@ -80,8 +72,8 @@ void CheckEncryption(CheckState& state) {
   }
   std::string wrong = JudgeLuksHeader(DecodeLuksHeader(bytes), region->length_bytes);
   if (!wrong.empty()) {
-    Add(state, FindingCode::kLuksHeaderInvalid, Structure::kLuksHeader, region->offset,
-        region->length_bytes, std::move(wrong));
+    state.AddFinding(FindingCode::kLuksHeaderInvalid, Structure::kLuksHeader, region->offset,
+                     region->length_bytes, std::move(wrong));
   }
 }
 

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -16,6 +15,7 @@
 #include "checker/check_state.h"
 #include "checker/lost_header.h"
 #include "common/limits.h"
+#include "common/quoted.h"
 
 namespace qcow2check {
 namespace {
@@ -147,11 +147,6 @@ bool IsUnsafeName(absl::string_view name) {
     if (part == "..") return true;
   }
   return false;
-}
-
-// A name from the image, made fit for a terminal.
-std::string Quoted(absl::string_view name) {
-  return absl::StrCat("\"", absl::CHexEscape(name), "\"");
 }
 
 void CheckBackingName(CheckState& state) {

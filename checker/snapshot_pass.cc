@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "common/limits.h"
+#include "common/quoted.h"
 
 namespace qcow2check {
 namespace {
@@ -84,9 +84,9 @@ void CheckDuplicates(CheckState& state) {
     const auto [name, name_is_new] = names.emplace(entry.name, i);
     if (id_is_new && (name_is_new || entry.name.empty())) continue;
     AddToTable(state, FindingCode::kSnapshotDuplicate, entry.offset_bytes, entry.length_bytes,
-               absl::StrFormat("snapshots %d and %d both have the %s \"%s\"",
+               absl::StrFormat("snapshots %d and %d both have the %s %s",
                                id_is_new ? name->second : id->second, i, id_is_new ? "name" : "id",
-                               absl::CHexEscape(id_is_new ? entry.name : entry.id)),
+                               Quoted(id_is_new ? entry.name : entry.id)),
                i);
   }
 }
