@@ -63,6 +63,10 @@ std::vector<std::string> WithFullNames(const std::vector<std::string>& arguments
   return full;
 }
 
+// CLI11 takes an argument "[a,b]" for a list of two. A NUL, which no argument can hold, hides its
+// end; the names are cleaned of it afterwards.
+constexpr char kNoList = '\0';
+
 // "driver=qcow2,file.filename=disk.img" names its file in one of two keys. A comma in a value is
 // written twice.
 absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
@@ -132,6 +136,9 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
       ->allow_extra_args(false);
   std::vector<std::string> reversed = WithFullNames(arguments);
   std::reverse(reversed.begin(), reversed.end());
+  for (std::string& argument : reversed) {
+    if (absl::StartsWith(argument, "[")) argument.push_back(kNoList);
+  }
   try {
     app.parse(reversed);
   } catch (const CLI::CallForHelp&) {
@@ -144,6 +151,9 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
     return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check --help)"));
   }
   options.json = options.json || output == "json";
+  for (std::string& image : options.images) {
+    if (!image.empty() && image.back() == kNoList) image.pop_back();
+  }
   if (options.image_opts) {
     for (std::string& image : options.images) {
       absl::StatusOr<std::string> filename = FilenameInImageOpts(image);
