@@ -5,6 +5,7 @@
 
 #include "cli/check_command.h"
 #include "cli/explain.h"
+#include "cli/inspect_command.h"
 
 namespace qcow2check {
 namespace {
@@ -30,6 +31,7 @@ int Run(std::vector<std::string> arguments) {
   const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
                                       arguments.end());
   if (command == "explain") return RunExplain(rest);
+  if (command == "inspect") return RunInspectCommand(rest);
   if (command == "--list-codes") {
     std::fputs(ListCodes().c_str(), stdout);
     return 0;
