@@ -147,11 +147,11 @@ bool L1Walk::AcceptSnapshot(uint64_t index) {
     wrong = absl::StrCat("it has ", snapshot.l1_size, " entries");
   } else if (snapshot.l1_size == 0) {
     return false;
+  } else if (snapshot.l1_table_offset == 0) {
+    wrong = "its offset is that of the header";
   } else if (SaturatingAdd(snapshot.l1_table_offset, length) > state_.file.size_bytes()) {
     wrong = "it is not (wholly) in the file";
     usable = snapshot.l1_table_offset < state_.file.size_bytes();
-  } else if (snapshot.l1_table_offset == 0) {
-    wrong = "its offset is that of the header";
   } else {
     return true;
   }
@@ -190,16 +190,20 @@ void L1Walk::CollectTables() {
   state_.coverage.l1_tables = state_.l1_tables.size();
 }
 
-// Every user counts the clusters its own length reaches; done in steps of equal weight.
+// Every user counts the clusters its own length reaches; done in steps of equal weight. Users whose
+// table reaches outside, the last ones, count nothing.
 void L1Walk::ClaimTable(const L1Table& table) {
   const uint64_t bits = static_cast<uint64_t>(state_.geo().cluster_bits);
   uint64_t next = table.offset_bytes >> bits;
-  for (size_t i = 0; i < table.users.size(); ++i) {
+  size_t inside = table.users.size();
+  while (inside > 0 && state_.IsOutside(table.offset_bytes, table.users[inside - 1].entries * 8)) {
+    --inside;
+  }
+  for (size_t i = 0; i < inside; ++i) {
     const uint64_t length = table.users[i].entries * 8;
-    if (state_.IsOutside(table.offset_bytes, length)) continue;
     const uint64_t end = DivideRoundingUp(table.offset_bytes + length, uint64_t{1} << bits);
     if (end <= next) continue;
-    state_.Count(next << bits, (end - next) << bits, table.users.size() - i);
+    state_.Count(next << bits, (end - next) << bits, inside - i);
     next = end;
   }
   const L1User& longest = table.users.back();
@@ -248,6 +252,9 @@ void L1Walk::WalkEntry(const L1Table& table, uint64_t index, uint64_t entry) {
   const uint64_t cluster = offset >> state_.geo().cluster_bits;
   if (active != 0 && cluster < state_.tracked_clusters) {
     (IsCopied(entry) ? state_.copied : state_.not_copied)->Insert(cluster);
+  } else if (active != 0 && IsCopied(entry)) {
+    // Too far away for any refcount to be looked up: it is 0, and COPIED promises 1.
+    AddToEntry(FindingCode::kCopiedWrong, table, index, entry, active, "");
   }
   if (!IsAligned(offset, state_.geo().cluster_size())) {
     WalkMisaligned(table, index, entry, weight, active);
@@ -257,11 +264,7 @@ void L1Walk::WalkEntry(const L1Table& table, uint64_t index, uint64_t entry) {
     AddToEntry(FindingCode::kL2TablePastEnd, table, index, entry, weight,
                absl::StrFormat("slot %d points to 0x%x; the file ends at 0x%x", index, offset,
                                state_.file.size_bytes()));
-    if (cluster < state_.tracked_clusters) {
-      state_.past_end->Insert(cluster);
-    } else if (active != 0 && IsCopied(entry)) {
-      AddToEntry(FindingCode::kCopiedWrong, table, index, entry, active, "");
-    }
+    if (cluster < state_.tracked_clusters) state_.past_end->Insert(cluster);
     return;
   }
   AddL2(table, index, offset, weight, active);

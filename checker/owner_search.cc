@@ -87,6 +87,9 @@ void OwnerSearch::VisitEntry(const L2EntryPlace& at, const CopiedQuestion& copie
   if (at.table.active_weight != 0 && state_.copied_questions->Contains(cluster)) {
     copied_question(at);
   }
+  // Past the end, a misaligned entry can still name the cluster that the end cuts: it was not
+  // counted, so it is no user.
+  if (state_.IsOutside(offset, geometry.cluster_size())) return;
   if (wanted_.Contains(cluster)) AddGuest(cluster, at);
   if (!IsAligned(offset, geometry.cluster_size()) && wanted_.Contains(cluster + 1)) {
     AddGuest(cluster + 1, at);
