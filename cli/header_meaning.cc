@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/format_bytes.h"
+#include "cli/inspect_words.h"
 #include "common/limits.h"
 
 namespace qcow2check {
@@ -14,10 +15,6 @@ namespace {
 std::string Bytes(uint64_t bytes) {
   const std::string exact = absl::StrCat(FormatCount(bytes), bytes == 1 ? " byte" : " bytes");
   return bytes < 1024 ? exact : absl::StrCat(FormatBytes(bytes), " (", exact, ")");
-}
-
-std::string Counted(uint64_t count, absl::string_view one, absl::string_view many) {
-  return absl::StrCat(FormatCount(count), " ", count == 1 ? one : many);
 }
 
 // "the L1 table is at byte 4,096, in cluster 1".

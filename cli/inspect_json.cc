@@ -5,6 +5,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
 #include "cli/header_meaning.h"
+#include "cli/inspect_words.h"
 
 namespace qcow2check {
 namespace {
@@ -13,14 +14,6 @@ using Json = nlohmann::ordered_json;
 
 std::string Text(absl::string_view text) { return std::string(text); }
 std::string Hex(uint64_t word) { return absl::StrFormat("0x%016x", word); }
-
-std::string HexBytes(const std::vector<uint8_t>& bytes) {
-  std::string text;
-  for (const uint8_t byte : bytes) {
-    absl::StrAppendFormat(&text, "%s%02x", text.empty() ? "" : " ", byte);
-  }
-  return text;
-}
 
 std::string Dump(const Json& json) {
   return json.dump(4, ' ', true, Json::error_handler_t::replace);
