@@ -82,7 +82,10 @@ std::string JudgeTableEntry(const CheckState& state, uint64_t entry) {
 
 void WalkTable(CheckState& state, const BitmapEntry& bitmap) {
   const uint64_t length = uint64_t{bitmap.table_entries} * 8;
-  if (!state.Spend(bitmap.table_entries, Structure::kBitmapTable)) return;
+  if (!state.IsOutside(bitmap.table_offset, length) &&
+      !state.Spend(bitmap.table_entries, Structure::kBitmapTable)) {
+    return;
+  }
   if (!state.Claim({Structure::kBitmapTable, bitmap.table_offset, length, std::nullopt}, 1) ||
       SaturatingAdd(bitmap.table_offset, length) > state.file.size_bytes()) {
     state.AddFinding(FindingCode::kBitmapTableInvalid, Structure::kBitmapTable, bitmap.table_offset,
@@ -149,6 +152,10 @@ std::vector<BitmapEntry> ReadDirectory(CheckState& state, const BitmapsExtension
     state.AddFinding(FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory, at, 0,
                      absl::StrCat("only ", entries.size(), " of ", wanted, " entries can be read"));
     state.Skip("a part of the bitmap directory", "its entries cannot be read");
+  } else if (at < end) {
+    state.AddFinding(FindingCode::kBitmapDirectoryInvalid, Structure::kBitmapDirectory, at,
+                     end - at, absl::StrCat("there is more behind its ", wanted, " entries"));
+    state.Skip("a part of the bitmap directory", "the extension does not name it");
   }
   return entries;
 }

@@ -43,7 +43,7 @@ void MakeMaps(CheckState& state) {
   state.expected.emplace(state.file_clusters + 64);
   const uint64_t wanted = state.file_clusters * 2 + (uint64_t{1} << 20);
   state.tracked_clusters =
-      std::min(wanted, kMaxFileClusters - kPageClusters) / kPageClusters * kPageClusters;
+      std::min(wanted, kMaxFileClusters + kPageClusters) / kPageClusters * kPageClusters;
   for (auto* set :
        {&state.copied, &state.not_copied, &state.compressed, &state.collisions, &state.past_end,
         &state.mismatched, &state.copied_questions, &state.stored_is_one}) {

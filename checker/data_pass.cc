@@ -122,7 +122,8 @@ void CheckDataFileEntries(CheckState& state) {
     if (table.shape == L2Shape::kLost) return;
     for (uint64_t at = 0; at < bytes.size(); at += step) {
       const uint64_t entry = Load64(&bytes[at]);
-      if (entry == 0 || KindOfL2Entry(entry, geometry) != L2EntryKind::kNormal) continue;
+      const L2EntryKind kind = KindOfL2Entry(entry, geometry);
+      if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
       const uint64_t l2_index = (begin + at) / step;
       const GuestOffset guest = geometry.GuestOffsetOf(table.l1_index, l2_index);
       const auto add = [&](FindingCode code) {
@@ -140,7 +141,8 @@ void CheckDataFileEntries(CheckState& state) {
                             .expected = guest.bytes});
       };
       if (EntryOffset(entry) != guest.bytes) add(FindingCode::kDataFileOffsetMismatch);
-      if (options.data_file_opened && EntryOffset(entry) >= options.data_file_size_bytes) {
+      if (kind == L2EntryKind::kNormal && options.data_file_opened &&
+          EntryOffset(entry) >= options.data_file_size_bytes) {
         add(FindingCode::kDataFileTooShort);
       }
     }

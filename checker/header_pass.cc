@@ -149,10 +149,18 @@ bool IsUnsafeName(absl::string_view name) {
   return false;
 }
 
+// Where the header ends and the extensions start; a guess where header_length is impossible.
+uint64_t HeaderEnd(const Header& header) {
+  if (header.version < 3) return kHeaderBytesV2;
+  const bool possible =
+      header.header_length >= kHeaderBytesV3 && header.header_length <= header.cluster_size();
+  return possible ? header.header_length : kHeaderBytesV3;
+}
+
 void CheckBackingName(CheckState& state) {
   const Header& header = state.header;
   if (header.backing_file_offset == 0) return;
-  const uint64_t header_end = header.version < 3 ? kHeaderBytesV2 : kHeaderBytesV3;
+  const uint64_t header_end = HeaderEnd(header);
   const uint64_t end = SaturatingAdd(header.backing_file_offset, header.backing_file_size);
   if (header.backing_file_size > kMaxBackingNameBytes || end > header.cluster_size() ||
       end > state.file.size_bytes()) {
@@ -174,7 +182,7 @@ void CheckBackingName(CheckState& state) {
     AddField(state, FindingCode::kBackingNameUnsafe, "backing_file_offset",
              header.backing_file_offset, Quoted(state.backing_name));
   }
-  if (state.backing_format.empty()) {
+  if (state.backing_format.empty() && !state.backing_name.empty()) {
     AddField(state, FindingCode::kBackingFormatMissing, "backing_file_offset",
              header.backing_file_offset, Quoted(state.backing_name));
   }
@@ -231,10 +239,52 @@ void CheckExtension(CheckState& state, const HeaderExtension& extension) {
   }
 }
 
+// The part of the first cluster behind the extensions, and the padding between the fields.
+void CheckHeaderArea(CheckState& state) {
+  const Header& header = state.header;
+  // What is left of the cluster must be zero, but for the backing file name.
+  const uint64_t name_end = SaturatingAdd(header.backing_file_offset, header.backing_file_size);
+  const auto is_name = [&](uint64_t at) {
+    return header.backing_file_offset != 0 && at >= header.backing_file_offset && at < name_end;
+  };
+  const uint64_t stop = std::min<uint64_t>(header.cluster_size(), state.first_cluster.size());
+  uint64_t first = 0, last = 0;
+  for (uint64_t at = state.extensions.end_bytes; at < stop; ++at) {
+    if (state.first_cluster[at] == 0 || is_name(at)) continue;
+    if (first == 0) first = at;
+    last = at;
+  }
+  if (first != 0) {
+    state.findings.Add({.code = FindingCode::kHeaderAreaBytes,
+                        .structure = Structure::kHeader,
+                        .host_offset = HostOffset{first},
+                        .length_bytes = last - first + 1,
+                        .detail = absl::StrFormat("between 0x%x and 0x%x", first, last)});
+  }
+  // So must the padding behind the last header field; fields behind it that we do not know may
+  // hold anything, and so may the padding of strings.
+  const uint64_t padding_end = std::min<uint64_t>({HeaderEnd(header), kHeaderBytesKnown, stop});
+  for (uint64_t at = kHeaderBytesV3 + 1; at < padding_end; ++at) {
+    if (state.first_cluster[at] == 0 || is_name(at)) continue;
+    state.findings.Add({.code = FindingCode::kHeaderAreaBytes,
+                        .structure = Structure::kHeader,
+                        .host_offset = HostOffset{at},
+                        .length_bytes = 1,
+                        .detail = "in the padding of the header"});
+  }
+  for (const HeaderExtension& extension : state.extensions.extensions) {
+    const bool is_string =
+        extension.type == kExtensionBackingFormat || extension.type == kExtensionDataFile;
+    if (!extension.padding_is_zero && !is_string) {
+      AddExtension(state, FindingCode::kHeaderAreaBytes, extension,
+                   "in the padding of an extension");
+    }
+  }
+}
+
 void CheckExtensions(CheckState& state) {
   const Header& header = state.header;
-  uint64_t begin = header.version < 3 ? kHeaderBytesV2 : header.header_length;
-  if (begin < kHeaderBytesV2 || begin > header.cluster_size()) begin = kHeaderBytesV3;
+  const uint64_t begin = HeaderEnd(header);
   const bool name_inside =
       header.backing_file_offset >= begin && header.backing_file_offset < header.cluster_size();
   const uint64_t end = name_inside ? header.backing_file_offset : header.cluster_size();
@@ -254,31 +304,7 @@ void CheckExtensions(CheckState& state) {
     state.Skip("header extensions behind the one that is too large", "their places are unknown");
     return;
   }
-  // What is left of the cluster must be zero, but for the backing file name.
-  const uint64_t name_end = SaturatingAdd(header.backing_file_offset, header.backing_file_size);
-  const auto is_name = [&](uint64_t at) {
-    return at >= header.backing_file_offset && at < name_end;
-  };
-  const uint64_t stop = std::min<uint64_t>(header.cluster_size(), state.first_cluster.size());
-  uint64_t first = 0, last = 0;
-  for (uint64_t at = state.extensions.end_bytes; at < stop; ++at) {
-    if (state.first_cluster[at] == 0 || is_name(at)) continue;
-    if (first == 0) first = at;
-    last = at;
-  }
-  if (first != 0) {
-    state.findings.Add({.code = FindingCode::kHeaderAreaBytes,
-                        .structure = Structure::kHeader,
-                        .host_offset = HostOffset{first},
-                        .length_bytes = last - first + 1,
-                        .detail = absl::StrFormat("between 0x%x and 0x%x", first, last)});
-  }
-  for (const HeaderExtension& extension : state.extensions.extensions) {
-    if (!extension.padding_is_zero) {
-      AddExtension(state, FindingCode::kHeaderAreaBytes, extension,
-                   "in the padding of an extension");
-    }
-  }
+  CheckHeaderArea(state);
 }
 
 void CheckDataFileFlags(CheckState& state) {

@@ -267,7 +267,10 @@ void L2Walk::CheckStandardFlags(uint64_t entry, uint64_t bitmap_word, L2EntryKin
     }
     return;
   }
-  if (!has_cluster && IsCopied(entry)) Add(FindingCode::kStrayL2Flag, 1, "");
+  // In a data file a zero cluster without an offset may be the one at offset 0, which COPIED tells.
+  if (!has_cluster && IsCopied(entry) && !geometry_.data_file) {
+    Add(FindingCode::kStrayL2Flag, 1, "");
+  }
   if (geometry_.version < 3 && (entry & kZeroBit) != 0) {
     Add(FindingCode::kZeroFlagNotAllowed, table_->weight, "", entry & ~kZeroBit);
   }

@@ -62,16 +62,16 @@ void CheckEntry(CheckState& state, const SnapshotEntry& entry, uint64_t index) {
         absl::StrCat("snapshot ", index, " has ", entry.extra_data_bytes, " bytes of extra data"),
         index);
   }
-  // Ends at 2^57 + 2^64 at most: saturates, and then no L1 table is large enough.
+  // VM state starts with an L1 entry of its own. A sum that saturates fits no L1 table.
+  const uint64_t disk_bytes = entry.disk_size.value_or(state.header.size);
   const uint64_t disk_end =
-      RoundUp(entry.disk_size.value_or(state.header.size), state.geo().cluster_size());
+      entry.vm_state_bytes() == 0 ? disk_bytes : RoundUp(disk_bytes, state.geo().l2_guest_bytes());
   const uint64_t mapped = SaturatingMultiply(entry.l1_size, state.geo().l2_guest_bytes());
   if (mapped < SaturatingAdd(disk_end, entry.vm_state_bytes())) {
     AddToTable(state, FindingCode::kSnapshotSizeMismatch, entry.offset_bytes, entry.length_bytes,
                absl::StrFormat("snapshot %d: %d L1 entries for a disk of %d bytes and %d bytes "
                                "of VM state",
-                               index, entry.l1_size, entry.disk_size.value_or(state.header.size),
-                               entry.vm_state_bytes()),
+                               index, entry.l1_size, disk_bytes, entry.vm_state_bytes()),
                index);
   }
 }

@@ -23,7 +23,8 @@ class PageDirectory {
  public:
   explicit PageDirectory(uint64_t cluster_count)
       : chapters_(cluster_count / (kPageClusters * kChapterPages) + 1) {
-    QCOW2CHECK_CHECK(cluster_count <= kMaxFileClusters);
+    // A page more than a file may have, for pointers just behind its end.
+    QCOW2CHECK_CHECK(cluster_count <= kMaxFileClusters + kPageClusters);
   }
 
   Page* Find(uint64_t page) const {
