@@ -252,7 +252,7 @@ void L1Walk::WalkEntry(const L1Table& table, uint64_t index, uint64_t entry) {
   const uint64_t cluster = offset >> state_.geo().cluster_bits;
   if (active != 0 && cluster < state_.tracked_clusters) {
     (IsCopied(entry) ? state_.copied : state_.not_copied)->Insert(cluster);
-  } else if (active != 0 && IsCopied(entry)) {
+  } else if (active != 0 && IsCopied(entry) && state_.refcounts_readable) {
     // Too far away for any refcount to be looked up: it is 0, and COPIED promises 1.
     AddToEntry(FindingCode::kCopiedWrong, table, index, entry, active, "");
   }

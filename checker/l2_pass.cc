@@ -337,7 +337,7 @@ void L2Walk::WalkStandard(uint64_t entry, uint64_t bitmap_word, L2EntryKind kind
     if (cluster < state_.tracked_clusters) {
       state_.past_end->Insert(cluster);
       MarkCopied(entry, cluster);
-    } else if (table_->active_weight != 0 && IsCopied(entry)) {
+    } else if (table_->active_weight != 0 && IsCopied(entry) && state_.refcounts_readable) {
       // Too far away for any refcount to be looked up: it is 0, and COPIED promises 1.
       Add(FindingCode::kCopiedWrong, table_->active_weight, "");
     }

@@ -223,7 +223,8 @@ bool ReferenceWalk::CheckHeader() {
   if (extended_l2_ && cluster_bits_ < 14) Add(FindingCode::kExtendedL2SmallClusters);
   if (data_file_ && header_.nb_snapshots != 0) Add(FindingCode::kDataFileSnapshots);
   const uint64_t extensions_at = header_.version < 3 ? 72 : header_.header_length;
-  const bool length_ok = extensions_at >= 72 && extensions_at <= cluster_size_;
+  const bool length_ok =
+      header_.version < 3 || (extensions_at >= 104 && extensions_at <= cluster_size_);
   if (header_.version >= 3) {
     if (header_.header_length < 104 || header_.header_length > cluster_size_) {
       Add(FindingCode::kHeaderLengthInvalid);
@@ -272,10 +273,14 @@ void ReferenceWalk::WalkSnapshotTable() {
       Add(FindingCode::kSnapshotEntryIncomplete);
     }
     if (entry.extra_data_bytes > 1024) Add(FindingCode::kSnapshotExtraTooLarge);
-    const Wide disk = entry.disk_size.value_or(header_.size);
-    const Wide disk_clusters = (disk + cluster_size_ - 1) / cluster_size_;
-    if (Wide{entry.l1_size} * l2_entries_ * cluster_size_ <
-        disk_clusters * cluster_size_ + entry.vm_state_bytes()) {
+    // VM state starts with an L1 entry of its own.
+    const Wide mapped_by_entry = Wide{l2_entries_} * cluster_size_;
+    Wide needed = entry.disk_size.value_or(header_.size);
+    if (entry.vm_state_bytes() != 0) {
+      needed = (needed + mapped_by_entry - 1) / mapped_by_entry * mapped_by_entry;
+      needed += entry.vm_state_bytes();
+    }
+    if (entry.l1_size * mapped_by_entry < needed) {
       Add(FindingCode::kSnapshotSizeMismatch);
     }
     if (AcceptSnapshotL1(entry)) {
@@ -365,7 +370,7 @@ void ReferenceWalk::WalkBitmaps() {
     }
     WalkBitmapTable(bitmap, number);
   }
-  if (number < extension->nb_bitmaps) Add(FindingCode::kBitmapDirectoryInvalid);
+  if (number < extension->nb_bitmaps || at < end) Add(FindingCode::kBitmapDirectoryInvalid);
 }
 
 void ReferenceWalk::WalkBitmapTable(const BitmapEntry& bitmap, uint64_t number) {
@@ -550,7 +555,8 @@ void ReferenceWalk::VisitStandard(uint64_t place, uint64_t guest, uint64_t word,
   const bool zero_flag = Bit(word, 0) && !extended_l2_;
   const uint64_t offset = word & kHostOffsetBits;
   const bool mapped = offset != 0 || (data_file_ && copied && !zero_flag);
-  if ((!mapped && copied) || (extended_l2_ && Bit(word, 0))) {
+  // In a data file COPIED may tell of a zero cluster that it is the one at offset 0.
+  if ((!mapped && copied && !data_file_) || (extended_l2_ && Bit(word, 0))) {
     AddOnceAt(FindingCode::kStrayL2Flag, place);
   }
   if (zero_flag && header_.version < 3) AddAt(FindingCode::kZeroFlagNotAllowed, place);

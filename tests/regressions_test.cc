@@ -94,5 +94,16 @@ TEST(Regressions, L1TableThatReachesOutsideIsNotCountedForOthers) {
   EXPECT_EQ(ExpectedRefcount(CheckBytes(image.bytes), l1), with_snapshot - 1);
 }
 
+// Where the refcount width is unknown, entries that lead far behind the end of the file were said
+// to have a COPIED flag that does not agree with the refcount, which nobody had seen.
+TEST(Regressions, CopiedIsNotJudgedWithoutRefcounts) {
+  BuiltImage image = BuildImage({.cluster_bits = 12, .steps = {WriteClusters{.count = 1}}});
+  PokeField(image, "refcount_order", 7);
+  SetL2Entry(image, 0, uint64_t{1} << 50 | kCopiedBit);
+  EXPECT_FALSE(Has(CheckBytes(image.bytes), FindingCode::kCopiedWrong));
+  SetL1Entry(image, 0, uint64_t{1} << 50 | kCopiedBit);
+  EXPECT_FALSE(Has(CheckBytes(image.bytes), FindingCode::kCopiedWrong));
+}
+
 }  // namespace
 }  // namespace qcow2check::testing
