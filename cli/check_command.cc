@@ -157,9 +157,10 @@ int RunCheckCommand(const std::vector<std::string>& arguments) {
     return 0;
   }
   int worst = 0;
-  for (const std::string& path : parsed->options.images) {
-    const Outcome outcome = CheckOne(path, parsed->options);
-    Print(path, outcome, parsed->options);
+  const CheckCommandOptions& options = parsed->options;
+  for (size_t i = 0; i < options.images.size(); ++i) {
+    const Outcome outcome = CheckOne(options.images[i], options);
+    Print(options.names[i], outcome, options);
     if (Badness(outcome.exit_code) > Badness(worst)) worst = outcome.exit_code;
   }
   return worst;

@@ -154,6 +154,7 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   for (std::string& image : options.images) {
     if (!image.empty() && image.back() == kNoList) image.pop_back();
   }
+  options.names = options.images;
   if (options.image_opts) {
     for (std::string& image : options.images) {
       absl::StatusOr<std::string> filename = FilenameInImageOpts(image);

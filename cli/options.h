@@ -11,7 +11,8 @@
 namespace qcow2check {
 
 struct CheckCommandOptions {
-  std::vector<std::string> images;
+  std::vector<std::string> images;  // paths
+  std::vector<std::string> names;   // what the caller called them; with --image-opts no paths
   bool json = false;
   bool quiet = false;
   bool force_share = false;
