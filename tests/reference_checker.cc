@@ -388,7 +388,7 @@ void ReferenceWalk::WalkBitmapTable(const BitmapEntry& bitmap, uint64_t number) 
     const uint64_t offset = word & kHostOffsetBits;
     const bool reserved = (word & (Bits(1, 8) | Bits(56, 63))) != 0;
     if (reserved || (offset != 0 && (Bit(word, 0) || !Aligned(offset) || offset >= size()))) {
-      AddAt(FindingCode::kBitmapTableInvalid, place);
+      Add(FindingCode::kBitmapTableInvalid);
       continue;
     }
     if (offset == 0) continue;

@@ -187,7 +187,7 @@ class RandomDamage {
   RandomDamage(Dice& dice, const BuiltImage& image) : dice_(dice), image_(image) { CollectWords(); }
 
   std::string Apply(std::vector<uint8_t>& bytes) {
-    switch (dice_.Below(12)) {
+    switch (dice_.Below(13)) {
       case 0:
       case 1:
       case 2:
@@ -205,6 +205,8 @@ class RandomDamage {
         return ChangeRefcount(bytes);
       case 10:
         return ChangeSize(bytes);
+      case 11:
+        return CopyCluster(bytes);
       default:
         return ChangeHeader(bytes);
     }
@@ -296,6 +298,17 @@ class RandomDamage {
     const uint64_t from = Place(bytes), to = Place(bytes);
     Poke64(bytes, to, Peek64(bytes, from));
     return absl::StrFormat("the word at 0x%x copied to 0x%x", from, to);
+  }
+
+  std::string CopyCluster(std::vector<uint8_t>& bytes) {
+    const uint64_t size = image_.cluster_size();
+    const uint64_t clusters = bytes.size() / size;
+    if (clusters < 2) return "nothing";
+    const uint64_t from = dice_.Below(clusters) * size;
+    const uint64_t to = dice_.Between(1, clusters - 1) * size;
+    std::copy_n(bytes.begin() + static_cast<int64_t>(from), size,
+                bytes.begin() + static_cast<int64_t>(to));
+    return absl::StrFormat("the cluster at 0x%x copied to 0x%x", from, to);
   }
 
   std::string ChangeRefcount(std::vector<uint8_t>& bytes) {
