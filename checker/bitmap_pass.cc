@@ -229,8 +229,9 @@ void CheckBitmaps(CheckState& state) {
   const std::optional<BitmapsExtension> extension = DecodeBitmapsExtension(place->data);
   std::string wrong = extension ? JudgeExtension(state, *extension)
                                 : absl::StrCat("it has ", place->length_bytes, " bytes");
-  // Without the autoclear bit the extension is stale by the format's own rule: QEMU ignores it.
-  if (!state.header.Has(kBitmapsConsistent)) {
+  // Without the autoclear bit the extension is stale by the format's own rule: QEMU ignores it,
+  // but for its length.
+  if (extension && !state.header.Has(kBitmapsConsistent)) {
     state.AddFinding(FindingCode::kBitmapsStale, Structure::kHeaderExtension, place->offset_bytes,
                      length, "");
     state.Skip("stale bitmaps", "the image says that they are out of date");
