@@ -329,7 +329,10 @@ void CheckDataFileFlags(CheckState& state) {
 void CheckHeader(CheckState& state) {
   const uint64_t size = state.file.size_bytes();
   std::vector<uint8_t> start(std::min<uint64_t>(size, kHeaderBytesKnown));
-  state.Read(HostOffset{0}, absl::MakeSpan(start), Structure::kHeader);
+  if (!state.Read(HostOffset{0}, absl::MakeSpan(start), Structure::kHeader)) {
+    state.Skip("everything behind the header", "the header cannot be read");
+    return;
+  }
   state.header = DecodeHeader(start);
   // Version 1 is another format (qcow) with the same magic.
   if (state.header.magic != kMagic || (start.size() >= 8 && state.header.version == 1)) {

@@ -249,11 +249,12 @@ constexpr FindingCase kCoverageCases[] = {
                     SmallImage().L2At(0).host_offset + 512};
      },
      [] { return CheckWithBadSector(SmallImage().At(0).host_offset); }, Verdict::kIncomplete},
+    // Not "no qcow2 image": what it is cannot be told.
     {FindingCode::kUnreadable, "the header / a data cluster",
      [] {
        return Fired{CheckWithBadSector(0), 0};
      },
-     [] { return CheckWithBadSector(SmallImage().bytes.size() - 512); }, Verdict::kNotQcow2},
+     [] { return CheckWithBadSector(SmallImage().bytes.size() - 512); }, Verdict::kIncomplete},
     {FindingCode::kLimitReached, "a cluster more than we handle / just as many",
      [] {
        return Fired{CheckClaiming(kMaxFileClusters + 1), std::nullopt};
