@@ -43,6 +43,7 @@ class Comparison {
       : state_(state),
         order_(state.geo().refcount_order),
         block_entries_(state.geo().refcount_block_entries()),
+        end_of_file_(state.file_clusters + (state.expected->Get(state.file_clusters) != 0 ? 1 : 0)),
         // Without lazy refcounts the dirty bit is never set, but a set bit says the same.
         lazy_(state.header.Has(kDirty) && state.header.Has(kLazyRefcounts)) {}
 
@@ -67,6 +68,8 @@ class Comparison {
   CheckState& state_;
   const int order_;
   const uint64_t block_entries_;
+  // Behind the last cluster that can be referenced: what starts in the file may end in the next.
+  const uint64_t end_of_file_;
   const bool lazy_;
   uint64_t end_cluster_ = 0;       // behind the last one in use or counted
   uint64_t block_mismatches_ = 0;  // in the block at hand
@@ -117,7 +120,7 @@ void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
 }
 
 void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
-  if (cluster >= state_.file_clusters) {
+  if (cluster >= end_of_file_) {
     CountPastEnd(cluster, stored);
     return;
   }
@@ -127,6 +130,7 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
   if (expected > max) {
     AddRefcountFinding(FindingCode::kRefcountOverflow, cluster, stored, expected, expected - max);
     expected = max;
+    state_.mismatched->Insert(cluster);
   }
   if (stored == expected) return;
   ++block_mismatches_;
@@ -159,14 +163,14 @@ void Comparison::CompareWord(uint64_t cluster, const StoredWord& stored, const u
   if (cluster < state_.tracked_clusters) AskAboutCopied(cluster, stored);
   uint64_t bits = 0;
   uint64_t differ = ~uint64_t{0};
-  if (cluster + kWordClusters <= state_.file_clusters && state_.expected->BitWord(cluster, bits)) {
+  if (cluster + kWordClusters <= end_of_file_ && state_.expected->BitWord(cluster, bits)) {
     differ = ~((bits & stored.is_one) | (~bits & stored.is_zero));
     const uint64_t in_use = bits | ~stored.is_zero;
     if (in_use != 0) {
       const uint64_t top = 63 - static_cast<uint64_t>(__builtin_clzll(in_use));
       end_cluster_ = std::max(end_cluster_, cluster + top + 1);
     }
-  } else if (cluster >= state_.file_clusters) {
+  } else if (cluster >= end_of_file_) {
     differ = ~stored.is_zero;
   }
   for (; differ != 0; differ &= differ - 1) {

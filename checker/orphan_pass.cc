@@ -94,6 +94,7 @@ class OrphanJudge {
   void FindOrphanL2Tables();
   bool MapsOrphans(absl::Span<const uint8_t> cluster) const;
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
+  std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
   std::string WhyHeldBack() const;
   void ReportOrphans();
@@ -327,6 +328,19 @@ std::optional<uint64_t> OrphanJudge::OneBitAway(uint64_t target) const {
   return found;
 }
 
+// The orphan that follows the cluster of the L2 entry before the one at `place`: guests are mostly
+// written in order, so that is where the entry pointed before it was damaged.
+std::optional<uint64_t> OrphanJudge::BehindNeighbour(HostOffset place, uint64_t l2_index) {
+  if (l2_index == 0) return std::nullopt;
+  std::vector<uint8_t> bytes(8);
+  state_.Read(HostOffset{place.bytes - geometry_.l2_entry_bytes()}, absl::MakeSpan(bytes),
+              Structure::kL2Table);
+  const uint64_t entry = Load64(bytes.data());
+  if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) return std::nullopt;
+  const uint64_t candidate = EntryOffset(entry) + geometry_.cluster_size();
+  return IsOrphan(candidate >> geometry_.cluster_bits) ? std::optional(candidate) : std::nullopt;
+}
+
 void OrphanJudge::PairOrphans() {
   const auto is_data_pointer = [](FindingCode code) {
     return code == FindingCode::kDataPastEnd || code == FindingCode::kCrossLinkedData ||
@@ -341,7 +355,12 @@ void OrphanJudge::PairOrphans() {
     if (finding.code == FindingCode::kL2TablePastEnd) {
       if (orphan_tables_.size() == 1) orphan = orphan_tables_.front();
     } else if (is_data_pointer(finding.code) && finding.clusters == 1) {
-      orphan = OneBitAway(finding.target.value_or(*finding.host_offset).bytes);
+      if (finding.l2_index) orphan = BehindNeighbour(*finding.host_offset, *finding.l2_index);
+      for (const Owner& owner : finding.owners) {
+        if (orphan || !owner.entry_offset || !owner.l2_index) continue;
+        orphan = BehindNeighbour(*owner.entry_offset, *owner.l2_index);
+      }
+      if (!orphan) orphan = OneBitAway(finding.target.value_or(*finding.host_offset).bytes);
       if (!orphan && damaged == 1 && state_.orphan_clusters == 1) {
         orphan = state_.orphans.front().first_cluster << geometry_.cluster_bits;
       }
