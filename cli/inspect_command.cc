@@ -5,11 +5,11 @@
 #include <memory>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "checker/inspect.h"
 #include "cli/inspect_json.h"
 #include "cli/inspect_result.h"
@@ -48,8 +48,9 @@ struct InspectOptions {
 absl::StatusOr<uint64_t> ParseNumber(absl::string_view text) {
   uint64_t number = 0;
   const bool hex = absl::StartsWithIgnoreCase(text, "0x");
-  const bool digits = !text.empty() && absl::ascii_isdigit(static_cast<unsigned char>(text[0]));
-  if (!digits || !(hex ? absl::SimpleHexAtoi(text, &number) : absl::SimpleAtoi(text, &number))) {
+  // The functions below would also take signs and blanks.
+  const bool plain = absl::c_all_of(text, [](unsigned char c) { return absl::ascii_isalnum(c); });
+  if (!plain || !(hex ? absl::SimpleHexAtoi(text, &number) : absl::SimpleAtoi(text, &number))) {
     return absl::InvalidArgumentError(absl::StrCat("'", text, "' is not a number"));
   }
   return number;
