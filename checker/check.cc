@@ -37,21 +37,6 @@ constexpr auto kPassInfos = [] {
   return infos;
 }();
 
-// Room for the maps: the file's clusters, and for the sets also some clusters behind the end, so
-// that pointers there can be compared with refcounts there.
-void MakeMaps(CheckState& state) {
-  state.expected.emplace(state.file_clusters + 64);
-  const uint64_t wanted = state.file_clusters * 2 + (uint64_t{1} << 20);
-  state.tracked_clusters =
-      std::min(wanted, kMaxFileClusters + kPageClusters) / kPageClusters * kPageClusters;
-  for (auto* set :
-       {&state.copied, &state.not_copied, &state.compressed, &state.collisions, &state.past_end,
-        &state.mismatched, &state.copied_questions, &state.stored_is_one}) {
-    set->emplace(state.tracked_clusters);
-  }
-  state.table_entries_left = (uint64_t{1} << 22) + state.file.size_bytes() / 2;
-}
-
 Verdict VerdictOf(const Report& report, bool unsupported, bool not_qcow2) {
   if (not_qcow2) return Verdict::kNotQcow2;
   if (unsupported) return Verdict::kUnsupported;
@@ -83,7 +68,7 @@ absl::Span<const PassInfo> CheckPasses() { return kPassInfos; }
 void RunPasses(CheckState& state, absl::string_view last) {
   CheckHeader(state);
   if (!state.geometry) return;
-  MakeMaps(state);
+  state.MakeMaps();
   state.Claim({Structure::kHeader, 0, state.geo().cluster_size(), std::nullopt}, 1);
   if (last == kPassInfos[0].name) return;
   for (const Pass& pass : kPasses) {

@@ -8,6 +8,18 @@
 
 namespace qcow2check {
 
+void CheckState::MakeMaps() {
+  expected.emplace(file_clusters + 64);
+  const uint64_t wanted = file_clusters * 2 + (uint64_t{1} << 20);
+  tracked_clusters =
+      std::min(wanted, kMaxFileClusters + kPageClusters) / kPageClusters * kPageClusters;
+  for (auto* set : {&copied, &not_copied, &compressed, &collisions, &past_end, &mismatched,
+                    &copied_questions, &stored_is_one}) {
+    set->emplace(tracked_clusters);
+  }
+  table_entries_left = (uint64_t{1} << 22) + file.size_bytes() / 2;
+}
+
 bool CheckState::Read(HostOffset offset, absl::Span<uint8_t> dst, Structure structure) {
   ++coverage.reads;
   coverage.bytes_read += dst.size();

@@ -119,6 +119,8 @@ struct CheckState {
   std::vector<SnapshotEntry> snapshots;
   std::vector<BitmapEntry> bitmaps;  // those that can be walked
 
+  std::optional<RefcountMap> stale_bitmaps;  // clusters of bitmaps that are out of date
+
   // Made by the L1 pass.
   std::vector<L1Table> l1_tables;
   std::vector<ActiveL1Entry> active_l1;
@@ -155,6 +157,10 @@ struct CheckState {
   uint64_t table_entries_left = 0;
 
   const Geometry& geo() const { return *geometry; }
+
+  // Makes the maps, once the header is known: for the file's clusters, and the sets also for some
+  // behind the end, so that pointers there can be compared with refcounts there.
+  void MakeMaps();
 
   // Adds a finding that needs no more than a place.
   void AddFinding(FindingCode code, Structure structure, uint64_t offset, uint64_t length,

@@ -214,6 +214,7 @@ void Comparison::CompareBlock(const RefcountBlock& block) {
                          .host_offset = HostOffset{block.offset_bytes},
                          .length_bytes = size,
                          .clusters = 1,
+                         .count = 0,  // its wrong refcounts count
                          .confidence = Confidence::kProbable,
                          .detail = absl::StrFormat("%d of its %d refcounts are wrong",
                                                    block_mismatches_, block_entries_)});

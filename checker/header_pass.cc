@@ -131,7 +131,7 @@ void CheckSizes(CheckState& state) {
   }
 }
 
-// Names that reach outside the image's own folder, or are no file names at all.
+// Names that are no file names, or of a kind that an image has no good reason to name.
 bool IsUnsafeName(absl::string_view name) {
   if (absl::StartsWith(name, "/dev/") || absl::StartsWith(name, "/proc/") ||
       absl::StartsWith(name, "/sys/")) {
@@ -181,6 +181,9 @@ void CheckBackingName(CheckState& state) {
   if (IsUnsafeName(state.backing_name)) {
     AddField(state, FindingCode::kBackingNameUnsafe, "backing_file_offset",
              header.backing_file_offset, Quoted(state.backing_name));
+  } else if (absl::StartsWith(state.backing_name, "/")) {
+    AddField(state, FindingCode::kFileNameAbsolute, "backing_file_offset",
+             header.backing_file_offset, Quoted(state.backing_name));
   }
   if (state.backing_format.empty() && !state.backing_name.empty()) {
     AddField(state, FindingCode::kBackingFormatMissing, "backing_file_offset",
@@ -218,6 +221,8 @@ void CheckExtension(CheckState& state, const HeaderExtension& extension) {
       }
       if (IsUnsafeName(text)) {
         AddExtension(state, FindingCode::kDataFileNameUnsafe, extension, Quoted(text));
+      } else if (absl::StartsWith(text, "/")) {
+        AddExtension(state, FindingCode::kFileNameAbsolute, extension, Quoted(text));
       }
       break;
     case kExtensionFeatureNames:
@@ -334,6 +339,8 @@ void CheckHeader(CheckState& state) {
     return;
   }
   state.header = DecodeHeader(start);
+  // A file that lost its header still is a qcow2 image: there is something to rescue.
+  if (state.header.magic != kMagic && ReportLostHeader(state)) return;
   // Version 1 is another format (qcow) with the same magic.
   if (state.header.magic != kMagic || (start.size() >= 8 && state.header.version == 1)) {
     state.findings.Add({.code = FindingCode::kNotQcow2,
@@ -343,7 +350,6 @@ void CheckHeader(CheckState& state) {
                         .stored = state.header.magic,
                         .expected = kMagic,
                         .detail = state.header.magic == kMagic ? "it is version 1 (qcow)" : ""});
-    if (state.header.magic != kMagic) ReportLostHeader(state);
     return;
   }
   const uint64_t needed = state.header.version < 3 ? kHeaderBytesV2 : kHeaderBytesV3;

@@ -33,7 +33,7 @@ bool LooksLikeRefcountTableAt(CheckState& state, uint64_t cluster_size) {
 
 }  // namespace
 
-void ReportLostHeader(CheckState& state) {
+bool ReportLostHeader(CheckState& state) {
   for (const int bits : kClusterBitsToTry) {
     if (!LooksLikeRefcountTableAt(state, uint64_t{1} << bits)) continue;
     state.findings.Add(
@@ -45,8 +45,10 @@ void ReportLostHeader(CheckState& state) {
          .confidence = Confidence::kProbable,
          .detail = absl::StrFormat("a refcount table for clusters of %d bytes is at 0x%x",
                                    1 << bits, 1 << bits)});
-    return;
+    state.Skip("everything", "the header is gone");
+    return true;
   }
+  return false;
 }
 
 }  // namespace qcow2check

@@ -37,6 +37,7 @@ constexpr uint64_t kTornOrphans = 32;
 
 // Findings about pointers that no longer lead to what they once did.
 constexpr FindingCode kLostPointers[] = {
+    FindingCode::kL1Lost,
     FindingCode::kL1OffsetInvalid,
     FindingCode::kL1TooSmall,
     FindingCode::kL1EntryReservedBits,
@@ -63,39 +64,47 @@ constexpr FindingCode kLostPointers[] = {
     FindingCode::kBitmapTableInvalid,
 };
 
+// An orphan that is an L2 table.
+struct OrphanTable {
+  uint64_t offset_bytes = 0;
+  uint64_t mapped_clusters = 0;
+};
+
 class OrphanJudge {
  public:
   explicit OrphanJudge(CheckState& state)
-      : state_(state), geometry_(state.geo()), orphans_(state.file_clusters) {
-    for (const OrphanRun& run : state.orphans) {
-      for (uint64_t i = 0; i < run.clusters; ++i) orphans_.Insert(run.first_cluster + i);
-    }
-  }
+      : state_(state), geometry_(state.geo()), orphans_(state.file_clusters) {}
 
   void Run() {
+    SetStaleBitmapsAside();
     ReportTruncation();
     ReportSuspectClusterSize(state_);
     if (state_.orphans.empty()) return;
+    FindOrphanL2Tables();
     FindLostSnapshotTable();
     FindLostL1();
     FindLostL2Tables();
     FindTornL2Tables();
-    FindOrphanL2Tables();
+    ReportOrphanL2Tables();
     PairOrphans();
     ReportOrphans();
   }
 
  private:
+  void SetStaleBitmapsAside();
+  void AddLeak(FindingCode code, const OrphanRun& run, std::string detail);
   void ReportTruncation();
   void FindLostSnapshotTable();
   void FindLostL1();
   void FindLostL2Tables();
   void FindTornL2Tables();
   void FindOrphanL2Tables();
-  bool MapsOrphans(absl::Span<const uint8_t> cluster) const;
+  void ReportOrphanL2Tables();
+  uint64_t ClustersMapped(absl::Span<const uint8_t> cluster) const;
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
+  bool HasLostPointers() const;
   std::string WhyHeldBack() const;
   void ReportOrphans();
   const OrphanRun* RunStartingAt(uint64_t cluster) const;
@@ -106,9 +115,46 @@ class OrphanJudge {
   CheckState& state_;
   const Geometry& geometry_;
   ClusterSet orphans_;
-  std::vector<uint64_t> orphan_tables_;  // host offsets
+  std::vector<OrphanTable> orphan_tables_;
   bool snapshot_table_lost_ = false;
 };
+
+// What is known to be waste is no sign of a loss.
+void OrphanJudge::SetStaleBitmapsAside() {
+  std::vector<OrphanRun> others;
+  for (const OrphanRun& run : state_.orphans) {
+    uint64_t begin = 0;
+    for (uint64_t i = 0; i <= run.clusters; ++i) {
+      const uint64_t cluster = run.first_cluster + i;
+      const bool stale =
+          i < run.clusters && state_.stale_bitmaps && state_.stale_bitmaps->Get(cluster) != 0;
+      if (i < run.clusters && !stale) {
+        orphans_.Insert(cluster);
+        continue;
+      }
+      if (begin < i) others.push_back({run.first_cluster + begin, i - begin, run.stored});
+      if (stale) {
+        AddLeak(FindingCode::kLeakedCluster, {cluster, 1, run.stored},
+                "bitmaps that are out of date");
+        --state_.orphan_clusters;
+      }
+      begin = i + 1;
+    }
+  }
+  state_.orphans = std::move(others);
+}
+
+void OrphanJudge::AddLeak(FindingCode code, const OrphanRun& run, std::string detail) {
+  state_.findings.Add({.code = code,
+                       .structure = Structure::kDataCluster,
+                       .host_offset = geometry_.OffsetOf({run.first_cluster}),
+                       .length_bytes = run.clusters << geometry_.cluster_bits,
+                       .clusters = run.clusters,
+                       .count = run.clusters,
+                       .stored = run.stored,
+                       .expected = 0,
+                       .detail = std::move(detail)});
+}
 
 void OrphanJudge::ReportTruncation() {
   const FindingList& findings = state_.findings;
@@ -177,9 +223,9 @@ void OrphanJudge::FindLostL1() {
     lost += table.shape == L2Shape::kLost ? 1 : 0;
     if (table.shape == L2Shape::kMappings) return;
   }
-  // Tables that map nothing are each judged on their own.
-  if (tables != lost) return;
-  if (!state_.active_l1.empty() && lost == 0) return;
+  // Tables that map nothing are each judged on their own, and so is one that was lost alone.
+  if (tables != lost || (!state_.active_l1.empty() && lost == 0)) return;
+  if (lost == 1 && orphan_tables_.empty()) return;
   state_.findings.Add(
       {.code = FindingCode::kL1Lost,
        .structure = Structure::kL1Table,
@@ -271,10 +317,11 @@ void OrphanJudge::FindTornL2Tables() {
   }
 }
 
-bool OrphanJudge::MapsOrphans(absl::Span<const uint8_t> cluster) const {
+// The clusters that `cluster` maps if it is an L2 table of orphans; otherwise 0.
+uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster) const {
   const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
   if (scan.allocated == 0 || scan.malformed != 0 || scan.outside != 0 || scan.repeated >= 2) {
-    return false;
+    return 0;
   }
   uint64_t to_orphans = 0;
   for (uint64_t at = 0; at < cluster.size(); at += geometry_.l2_entry_bytes()) {
@@ -283,7 +330,7 @@ bool OrphanJudge::MapsOrphans(absl::Span<const uint8_t> cluster) const {
     if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
     to_orphans += IsOrphan(EntryOffset(entry) >> geometry_.cluster_bits) ? 1 : 0;
   }
-  return to_orphans * 2 > scan.allocated;
+  return to_orphans * 2 > scan.allocated ? scan.allocated : 0;
 }
 
 void OrphanJudge::FindOrphanL2Tables() {
@@ -298,19 +345,32 @@ void OrphanJudge::FindOrphanL2Tables() {
       const uint64_t offset = (run.first_cluster + i) << geometry_.cluster_bits;
       // What orphans hold is no metadata of this image: a sector that cannot be read is no fault.
       if (!state_.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok()) continue;
-      if (!MapsOrphans(cluster)) continue;
-      orphan_tables_.push_back(offset);
-      const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
-      state_.findings.Add({.code = FindingCode::kOrphanL2Table,
-                           .structure = Structure::kL2Table,
-                           .host_offset = HostOffset{offset},
-                           .length_bytes = geometry_.cluster_size(),
-                           .clusters = 1,
-                           .confidence = Confidence::kProbable,
-                           .detail = absl::StrFormat("the cluster at 0x%x maps %d clusters", offset,
-                                                     scan.allocated)});
+      const uint64_t mapped = ClustersMapped(cluster);
+      if (mapped != 0) orphan_tables_.push_back({offset, mapped});
     }
   }
+}
+
+// Tables that nothing references any more: L1 entries were lost. If findings about those entries,
+// or about the whole L1 table, add to the total already, the tables do not count once more.
+void OrphanJudge::ReportOrphanL2Tables() {
+  const uint64_t count = HasLostPointers() ? 0 : 1;
+  for (const OrphanTable& table : orphan_tables_) {
+    state_.findings.Add({.code = FindingCode::kOrphanL2Table,
+                         .structure = Structure::kL2Table,
+                         .host_offset = HostOffset{table.offset_bytes},
+                         .length_bytes = geometry_.cluster_size(),
+                         .clusters = 1,
+                         .count = count,
+                         .confidence = Confidence::kProbable,
+                         .detail = absl::StrFormat("the cluster at 0x%x maps %d clusters",
+                                                   table.offset_bytes, table.mapped_clusters)});
+  }
+}
+
+bool OrphanJudge::HasLostPointers() const {
+  return std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
+                     [this](FindingCode code) { return state_.findings.Has(code); });
 }
 
 // The only orphan whose address differs from `target` in one bit.
@@ -353,7 +413,7 @@ void OrphanJudge::PairOrphans() {
   for (Finding& finding : state_.findings.findings()) {
     std::optional<uint64_t> orphan;
     if (finding.code == FindingCode::kL2TablePastEnd) {
-      if (orphan_tables_.size() == 1) orphan = orphan_tables_.front();
+      if (orphan_tables_.size() == 1) orphan = orphan_tables_.front().offset_bytes;
     } else if (is_data_pointer(finding.code) && finding.clusters == 1) {
       if (finding.l2_index) orphan = BehindNeighbour(*finding.host_offset, *finding.l2_index);
       for (const Owner& owner : finding.owners) {
@@ -382,9 +442,7 @@ std::string OrphanJudge::WhyHeldBack() const {
   }
   if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
-  const bool pointers = std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
-                                    [this](FindingCode code) { return state_.findings.Has(code); });
-  if (reasons.empty() && pointers) reasons.push_back("pointers were damaged");
+  if (reasons.empty() && HasLostPointers()) reasons.push_back("pointers were damaged");
   if (reasons.empty() && !state_.coverage.complete()) {
     reasons.push_back("a part of the image could not be examined");
   }
@@ -397,16 +455,8 @@ void OrphanJudge::ReportOrphans() {
   for (const OrphanRun& run : state_.orphans) {
     std::string detail = why;
     if (why.empty() && run.first_cluster + run.clusters == end) detail = "at the end of the file";
-    state_.findings.Add(
-        {.code = why.empty() ? FindingCode::kLeakedCluster : FindingCode::kLeakSuspicious,
-         .structure = Structure::kDataCluster,
-         .host_offset = geometry_.OffsetOf({run.first_cluster}),
-         .length_bytes = run.clusters << geometry_.cluster_bits,
-         .clusters = run.clusters,
-         .count = run.clusters,
-         .stored = run.stored,
-         .expected = 0,
-         .detail = std::move(detail)});
+    AddLeak(why.empty() ? FindingCode::kLeakedCluster : FindingCode::kLeakSuspicious, run,
+            std::move(detail));
   }
   if (why.empty()) return;
   state_.held_back = {state_.orphan_clusters, state_.orphan_clusters << geometry_.cluster_bits,

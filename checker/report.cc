@@ -43,6 +43,7 @@ void AddToReport(Report& report, Finding finding) {
   }
   ++total->findings;
   total->count += finding.count;
+  total->clusters += finding.clusters;
   report.data = std::max(report.data, info.data);
   Verdict verdict = Verdict::kClean;
   switch (info.tally) {

@@ -43,15 +43,23 @@ Report InCommon(const Report& before, Report last) {
   common.findings.clear();
   common.verdict = Verdict::kClean;
   common.data = DataState::kNone;
-  common.lost_guest_ranges.clear();
   common.lost_guest_bytes = 0;
   uint64_t dropped = 0;
+  GuestRanges lost;
   for (Finding& finding : last.findings) {
     if (seen.contains(KeyOf(finding))) {
+      if (InfoOf(finding.code).data == DataState::kLost && finding.guest_offset &&
+          !finding.snapshot) {
+        lost.Add(finding.guest_offset->bytes, finding.guest_length_bytes);
+      }
       AddToReport(common, std::move(finding));
     } else {
       ++dropped;
     }
+  }
+  common.lost_guest_ranges = lost.Merged(common.image.virtual_size_bytes);
+  for (const GuestRange& range : common.lost_guest_ranges) {
+    common.lost_guest_bytes += range.length_bytes;
   }
   AddToReport(common, {.code = FindingCode::kImageChanging,
                        .structure = Structure::kImage,

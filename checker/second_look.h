@@ -17,7 +17,8 @@ using OpenImage = std::function<absl::StatusOr<std::unique_ptr<PosixFile>>()>;
 
 // Checks until nothing is wrong, or two looks in a row find the same. A writer's half-done change
 // differs from look to look; damage stays. If the looks never agree, the report has only what the
-// last two have in common, and the finding image-changing, which makes the verdict incomplete.
+// last two have in common (of the findings that are listed), and the finding image-changing, which
+// makes the verdict incomplete.
 Report CheckChangingImage(const OpenImage& open, const CheckOptions& options);
 
 }  // namespace qcow2check

@@ -62,8 +62,9 @@ void CheckEntry(CheckState& state, const SnapshotEntry& entry, uint64_t index) {
         absl::StrCat("snapshot ", index, " has ", entry.extra_data_bytes, " bytes of extra data"),
         index);
   }
+  // Old entries do not say how large the disk was; it may have been grown since.
+  const uint64_t disk_bytes = entry.disk_size.value_or(0);
   // VM state starts with an L1 entry of its own. A sum that saturates fits no L1 table.
-  const uint64_t disk_bytes = entry.disk_size.value_or(state.header.size);
   const uint64_t disk_end =
       entry.vm_state_bytes() == 0 ? disk_bytes : RoundUp(disk_bytes, state.geo().l2_guest_bytes());
   const uint64_t mapped = SaturatingMultiply(entry.l1_size, state.geo().l2_guest_bytes());

@@ -52,10 +52,11 @@ BuiltImage WithBackingNameAt(uint64_t offset, uint64_t length) {
 }
 
 constexpr FindingCase kCases[] = {
-    {FindingCode::kNotQcow2, "one bit of the magic / none",
+    {FindingCode::kNotQcow2, "one bit of the magic, and no tables behind it / none",
      [] {
        BuiltImage image = SmallImage();
        FlipBit(image.bytes, 3, 0);
+       ZeroCluster(image, image.refcount_table.offset);
        return FiresAt(image, 0);
      },
      [] { return Check(SmallImage()); }, Verdict::kNotQcow2},
@@ -68,8 +69,7 @@ constexpr FindingCase kCases[] = {
        BuiltImage image = WithoutHeader();
        FlipBit64(image.bytes, image.refcount_table.offset, 9);
        return Check(image);
-     },
-     Verdict::kNotQcow2},
+     }},
     {FindingCode::kHeaderTruncated, "103 bytes / 104 bytes of version 3",
      [] { return FiresAt(CutTo(3, 103), 0); }, [] { return Check(CutTo(3, 104)); }},
     {FindingCode::kHeaderTruncated, "71 bytes / 72 bytes of version 2",

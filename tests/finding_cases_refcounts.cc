@@ -208,7 +208,7 @@ constexpr FindingCase kRefcountCases[] = {
        const BuiltImage image = WithWrongRefcounts(129);
        return FiresAt(image, image.refcount_blocks[0]);
      },
-     [] { return Check(WithWrongRefcounts(128)); }},
+     [] { return Check(WithWrongRefcounts(128)); }, Verdict::kCorrupt, 0},
     {FindingCode::kRefcountTooLow, "1 of 2 / 3 of 2",
      [] {
        const BuiltImage image = WithSnapshot();

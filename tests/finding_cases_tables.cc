@@ -196,8 +196,7 @@ constexpr FindingCase kCases[] = {
        CopyCluster(image, image.L2At(1).host_offset, stale);
        SetRefcount(image, image.ClusterOf(stale), 1);
        return Check(image);
-     },
-     Verdict::kLeaks},
+     }},
 };
 
 }  // namespace

@@ -130,6 +130,8 @@ TEST_P(FieldTextTest, EndsInTheLinesOfQemuImg) {
   EXPECT_EQ(absl::StrContains(text_, absl::StrCat("\n", report_.totals.leaks,
                                                   " leaked clusters were found on the image.\n")),
             report_.totals.leaks != 0);
+  // Without a header there is no end to tell.
+  if (report_.image.version == 0) return;
   EXPECT_THAT(text_, EndsWith(absl::StrCat(
                          "\nImage end offset: ", report_.statistics.image_end_offset, "\n")));
 }
