@@ -105,9 +105,9 @@ void ReferenceWalk::WalkSnapshotTable() {
       Add(FindingCode::kSnapshotEntryIncomplete);
     }
     if (entry.extra_data_bytes > 1024) Add(FindingCode::kSnapshotExtraTooLarge);
-    // VM state starts with an L1 entry of its own.
+    // Old entries do not say how large the disk was. VM state starts with an L1 entry of its own.
     const Wide mapped_by_entry = Wide{l2_entries_} * cluster_size_;
-    Wide needed = entry.disk_size.value_or(header_.size);
+    Wide needed = entry.disk_size.value_or(0);
     if (entry.vm_state_bytes() != 0) {
       needed = (needed + mapped_by_entry - 1) / mapped_by_entry * mapped_by_entry;
       needed += entry.vm_state_bytes();
@@ -166,18 +166,24 @@ void ReferenceWalk::WalkBitmaps() {
   for (const HeaderExtension& one : extensions_) {
     if (one.type == kExtensionBitmaps) last = &one;
   }
-  if (!Bit(header_.autoclear_features, 0)) return;
-  const std::optional<BitmapsExtension> extension =
-      last == nullptr ? std::nullopt : DecodeBitmapsExtension(last->data);
-  if (!extension || extension->nb_bitmaps == 0 || extension->nb_bitmaps > 65535 ||
-      extension->reserved != 0 || extension->directory_offset == 0 ||
-      !Aligned(extension->directory_offset) || extension->directory_size_bytes == 0 ||
-      extension->directory_size_bytes > 65535 * 1024) {
+  // Bitmaps that are out of date are nothing, but the extension must have its length all the same.
+  const bool consistent = Bit(header_.autoclear_features, 0);
+  const bool decodes = last != nullptr && last->data.size() == kBitmapsExtensionBytes;
+  if (!consistent && (last == nullptr || decodes)) return;
+  if (!decodes) {
     Add(FindingCode::kBitmapExtensionInvalid);
     return;
   }
-  const uint64_t begin = extension->directory_offset;
-  const uint64_t length = extension->directory_size_bytes;
+  const BitmapsExtension extension =
+      DecodeBitmapsExtension(last->data).value_or(BitmapsExtension());
+  if (extension.nb_bitmaps == 0 || extension.nb_bitmaps > 65535 || extension.reserved != 0 ||
+      extension.directory_offset == 0 || !Aligned(extension.directory_offset) ||
+      extension.directory_size_bytes == 0 || extension.directory_size_bytes > 65535 * 1024) {
+    Add(FindingCode::kBitmapExtensionInvalid);
+    return;
+  }
+  const uint64_t begin = extension.directory_offset;
+  const uint64_t length = extension.directory_size_bytes;
   if (!Outside(begin, length)) {
     Count(begin, length, {.kind = UseKind::kBitmapDirectory, .place = begin});
   }
@@ -186,7 +192,7 @@ void ReferenceWalk::WalkBitmaps() {
   std::set<std::vector<uint8_t>> names;
   uint64_t at = begin;
   uint64_t number = 0;
-  for (; number < extension->nb_bitmaps; ++number) {
+  for (; number < extension.nb_bitmaps; ++number) {
     if (Wide{at} + 24 > end) break;
     const BitmapEntry bitmap = DecodeBitmapFixed(Read(at, 24), at);
     // The padding of the last entry need not be in the directory.
@@ -202,7 +208,7 @@ void ReferenceWalk::WalkBitmaps() {
     }
     WalkBitmapTable(bitmap, number);
   }
-  if (number < extension->nb_bitmaps || at < end) Add(FindingCode::kBitmapDirectoryInvalid);
+  if (number < extension.nb_bitmaps || at < end) Add(FindingCode::kBitmapDirectoryInvalid);
 }
 
 void ReferenceWalk::WalkBitmapTable(const BitmapEntry& bitmap, uint64_t number) {
