@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -99,6 +100,7 @@ class OrphanJudge {
   void FindLostL2Tables();
   void FindTornL2Tables();
   void FindOrphanL2Tables();
+  absl::flat_hash_set<uint64_t> TablesOfDeletedSnapshots() const;
   void ReportOrphanL2Tables();
   uint64_t ClustersMapped(absl::Span<const uint8_t> cluster) const;
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
@@ -351,11 +353,32 @@ void OrphanJudge::FindOrphanL2Tables() {
   }
 }
 
+// An orphan that leads to orphan L2 tables is an L1 table: what is left of a snapshot whose
+// deletion was cut short. No L1 entry of the disk was lost with it. Itself and its tables, by
+// offset.
+absl::flat_hash_set<uint64_t> OrphanJudge::TablesOfDeletedSnapshots() const {
+  absl::flat_hash_set<uint64_t> tables, deleted;
+  for (const OrphanTable& table : orphan_tables_) tables.insert(table.offset_bytes);
+  std::vector<uint8_t> cluster(std::min(geometry_.cluster_size(), kMaxPieceBytes));
+  for (const OrphanTable& table : orphan_tables_) {
+    if (!state_.file.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(cluster)).ok()) continue;
+    for (uint64_t at = 0; at < cluster.size(); at += 8) {
+      const uint64_t target = EntryOffset(Load64(&cluster[at]));
+      if (target == table.offset_bytes || !tables.contains(target)) continue;
+      deleted.insert({target, table.offset_bytes});
+    }
+  }
+  return deleted;
+}
+
 // Tables that nothing references any more: L1 entries were lost. If findings about those entries,
 // or about the whole L1 table, add to the total already, the tables do not count once more.
 void OrphanJudge::ReportOrphanL2Tables() {
   const uint64_t count = HasLostPointers() ? 0 : 1;
+  absl::flat_hash_set<uint64_t> deleted;
+  if (count != 0) deleted = TablesOfDeletedSnapshots();
   for (const OrphanTable& table : orphan_tables_) {
+    if (deleted.contains(table.offset_bytes)) continue;
     state_.findings.Add({.code = FindingCode::kOrphanL2Table,
                          .structure = Structure::kL2Table,
                          .host_offset = HostOffset{table.offset_bytes},
