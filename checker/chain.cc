@@ -1,5 +1,7 @@
 #include "checker/chain.h"
 
+#include <algorithm>
+#include <iterator>
 #include <memory>
 #include <set>
 #include <utility>
@@ -17,6 +19,14 @@ namespace {
 void Add(Report& report, FindingCode code, std::string detail) {
   AddToReport(report,
               {.code = code, .structure = Structure::kBackingFile, .detail = std::move(detail)});
+}
+
+// The formats that QEMU opens as a backing file.
+bool IsKnownFormat(absl::string_view format) {
+  static constexpr absl::string_view kFormats[] = {
+      "raw",   "qcow2", "qcow",      "qed",  "vmdk", "vdi", "vpc",         "vhdx", "dmg",
+      "bochs", "cloop", "parallels", "luks", "file", "nbd", "host_device", "vvfat"};
+  return std::find(std::begin(kFormats), std::end(kFormats), format) != std::end(kFormats);
 }
 
 }  // namespace
@@ -66,6 +76,11 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& fil
     // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
     const std::string format =
         above.backing_format.empty() ? (is_qcow2 ? "qcow2" : "raw") : above.backing_format;
+    if (!IsKnownFormat(format)) {
+      Add(report, FindingCode::kChainWrongFormat,
+          absl::StrCat("QEMU knows no format ", Quoted(format)));
+      break;
+    }
     if (format == "qcow2" && !is_qcow2) {
       Add(report, FindingCode::kChainWrongFormat,
           absl::StrCat(*layer_path, " is recorded as qcow2, but is not"));

@@ -206,9 +206,12 @@ void L1Walk::ClaimTable(const L1Table& table) {
     state_.Count(next << bits, (end - next) << bits, inside - i);
     next = end;
   }
-  const L1User& longest = table.users.back();
-  state_.regions.push_back({longest.snapshot ? Structure::kSnapshotL1Table : Structure::kL1Table,
-                            table.offset_bytes, longest.entries * 8, longest.snapshot});
+  if (inside == 0) return;
+  const L1User& longest = table.users[inside - 1];
+  const bool active = table.active_entries != 0;
+  state_.regions.push_back({active ? Structure::kL1Table : Structure::kSnapshotL1Table,
+                            table.offset_bytes, longest.entries * 8,
+                            active ? std::nullopt : longest.snapshot});
 }
 
 void L1Walk::WalkTable(const L1Table& table) {
