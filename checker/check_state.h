@@ -69,6 +69,7 @@ struct L2Table {
   uint64_t weight = 0;               // references from all L1 tables
   uint64_t active_weight = 0;        // of these, from the active L1 table
   std::optional<uint64_t> snapshot;  // a snapshot that refers to it, if no active slot does
+  uint64_t shared_not_listed = 0;    // slots that lead here, beyond those in shared_l2
   L2Shape shape = L2Shape::kNoMappings;
   uint32_t last_used = 0;  // index of the last entry that is not 0
 };
@@ -124,8 +125,8 @@ struct CheckState {
   // Made by the L1 pass.
   std::vector<L1Table> l1_tables;
   std::vector<ActiveL1Entry> active_l1;
-  std::vector<L2Table> l2_tables;  // in the order of the walk
-  std::vector<SharedL2Table> shared_l2;
+  std::vector<L2Table> l2_tables;        // in the order of the walk
+  std::vector<SharedL2Table> shared_l2;  // the first of them
 
   // Expected refcounts of clusters in the file, and the metadata that claims them (L2 tables,
   // refcount blocks and bitmap data are not among the regions; they have lists of their own).

@@ -20,6 +20,9 @@
 namespace qcow2check {
 namespace {
 
+// Slots that lead to a table of another slot: this many are kept, the others only counted.
+constexpr size_t kSharedListed = 10'000;
+
 class L1Walk {
  public:
   explicit L1Walk(CheckState& state) : state_(state) {}
@@ -306,7 +309,11 @@ void L1Walk::AddL2(const L1Table& table, uint64_t index, uint64_t offset, uint64
   l2.active_weight += active_weight;
   if (active_weight == 0 && is_new) l2.snapshot = table.users.back().snapshot;
   if (l2.l1_index != index) {
-    state_.shared_l2.push_back({offset, l2.l1_index, index});
+    if (state_.shared_l2.size() < kSharedListed) {
+      state_.shared_l2.push_back({offset, l2.l1_index, index});
+    } else {
+      ++l2.shared_not_listed;
+    }
     return;
   }
   if (is_new && SaturatingAdd(offset, state_.geo().cluster_size()) > state_.file.size_bytes()) {

@@ -159,6 +159,18 @@ void OwnerPass::ReportSharedTables() {
          .detail = absl::StrFormat("slots %d and %d both lead to 0x%x", shared.first_l1_index,
                                    shared.second_l1_index, shared.offset_bytes)});
   }
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.shared_not_listed == 0) continue;
+    const uint64_t cluster = table.offset_bytes >> geometry.cluster_bits;
+    state_.findings.Add({.code = FindingCode::kCrossLinkedL2,
+                         .structure = Structure::kL2Table,
+                         .host_offset = HostOffset{table.offset_bytes},
+                         .length_bytes = geometry.cluster_size(),
+                         .clusters = 1,
+                         .count = CountUnlessMismatched(state_, cluster) * table.shared_not_listed,
+                         .detail = absl::StrFormat("%d more slots lead to 0x%x",
+                                                   table.shared_not_listed, table.offset_bytes)});
+  }
 }
 
 std::optional<FindingCode> CodeForCollision(const ClusterUsers& record) {
