@@ -2,14 +2,19 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/wrapped.h"
 
 namespace qcow2check {
 
 std::string ExplainCode(const FindingCodeInfo& info) {
+  constexpr size_t kIndent = 18;
+  const auto row = [](absl::string_view label, absl::string_view text) {
+    return absl::StrFormat("  %-16s%s\n", label, Wrapped(text, kIndent, kIndent));
+  };
   return absl::StrCat(info.name, " (", NameOf(info.severity), ", guest data: ", NameOf(info.data),
-                      ")\n\n  What is wrong   ", info.sentence, ".\n  What it means   ",
-                      info.meaning, "\n  What to do      ", info.remedy, "\n  Repair          ",
-                      NameOf(info.action), ", ", NameOf(info.safety), "\n");
+                      ")\n\n", row("What is wrong", absl::StrCat(info.sentence, ".")),
+                      row("What it means", info.meaning), row("What to do", info.remedy),
+                      row("Repair", absl::StrCat(NameOf(info.action), ", ", NameOf(info.safety))));
 }
 
 std::string ListCodes() {

@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "cli/format_bytes.h"
 #include "cli/printable.h"
+#include "cli/wrapped.h"
 #include "common/finding.h"
 
 namespace qcow2check {
@@ -28,26 +29,6 @@ constexpr absl::string_view kPlain = "\x1b[0m";
 
 std::string Coloured(absl::string_view text, absl::string_view colour, bool on) {
   return on ? absl::StrCat(colour, text, kPlain) : std::string(text);
-}
-
-// `text` in lines, each but the first behind `indent` spaces. The first starts at `column`.
-std::string Wrapped(absl::string_view text, size_t indent, size_t column) {
-  std::string lines;
-  bool line_is_empty = true;
-  while (!text.empty()) {
-    const size_t space = std::min(text.find(' '), text.size());
-    const absl::string_view word = text.substr(0, space);
-    if (!line_is_empty && column + 1 + word.size() > static_cast<size_t>(kTextReportColumns)) {
-      absl::StrAppend(&lines, "\n", std::string(indent, ' '));
-      column = indent;
-      line_is_empty = true;
-    }
-    absl::StrAppend(&lines, line_is_empty ? "" : " ", word);
-    column += word.size() + (line_is_empty ? 0 : 1);
-    line_is_empty = false;
-    text.remove_prefix(std::min(space + 1, text.size()));
-  }
-  return lines;
 }
 
 // "- text" as an item of a list that stands behind `indent` spaces.

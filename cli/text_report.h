@@ -7,6 +7,7 @@
 
 #include "checker/chain.h"
 #include "checker/report.h"
+#include "cli/wrapped.h"
 
 namespace qcow2check {
 
@@ -20,8 +21,6 @@ struct TextOptions {
 // the file name reaches a terminal as a control character.
 std::string TextReport(const std::string& filename, const Report& report,
                        const std::vector<ChainLayer>& chain, const TextOptions& options);
-
-inline constexpr int kTextReportColumns = 100;
 
 }  // namespace qcow2check
 

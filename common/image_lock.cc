@@ -101,7 +101,7 @@ absl::Status LockForCheck(int fd, const std::string& path, bool force_share) {
     const std::string holder = HolderOf(fd, byte);
     return absl::FailedPreconditionError(absl::StrCat(
         "'", path, "' is in use by ", holder.empty() ? "a program that writes it" : holder,
-        "; stop it, or check anyway with -U (--force-share)"));
+        force_share ? "" : "; stop it, or check anyway with -U (--force-share)"));
   }
   return absl::OkStatus();
 }
