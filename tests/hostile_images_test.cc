@@ -130,7 +130,7 @@ void AddSnapshots(const DiskImage& image, uint64_t count, uint64_t l1, uint64_t 
   std::string entries;
   const auto put = [&entries](uint64_t value, int bytes) {
     for (int shift = (bytes - 1) * 8; shift >= 0; shift -= 8) {
-      entries.push_back(static_cast<char>(value >> shift));
+      entries.push_back(static_cast<char>(shift < 64 ? value >> shift : 0));
     }
   };
   for (uint64_t i = 0; i < count; ++i) {
@@ -241,6 +241,9 @@ TEST_F(HostileImage, HugeTablesInASparseFile) {
 // KubeVirt and OpenStack give tools 1 GiB of address space and 30 seconds.
 TEST_F(HostileImage, FitsTheLimitsOfCloudManagers) {
   if (!HaveProgram("prlimit")) GTEST_SKIP() << "prlimit not found";
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer reserves more than the limit for itself";
+#endif
   const DiskImage image("2T");
   image.Io({"write 0 1M", "write 1T 64k"});
   const CommandResult result =
