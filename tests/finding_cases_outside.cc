@@ -67,6 +67,15 @@ CheckOptions WithDataFileOf(uint64_t size) {
   return {.verify_data = true, .data_file_opened = true, .data_file_size_bytes = size};
 }
 
+// A compressed cluster at the start of its host cluster that claims this many bytes.
+BuiltImage WithCompressedClaim(uint64_t bytes) {
+  ImageOptions options = SmallOptions();
+  options.steps = {WriteCompressed{.first = 0}, WriteClusters{.first = 1, .count = 2}};
+  BuiltImage image = BuildImage(options);
+  SetL2Entry(image, 0, EncodeCompressed({image.At(0).host_offset, bytes}, 12));
+  return image;
+}
+
 constexpr FindingCase kDataCases[] = {
     {FindingCode::kCompressedBroken, "bytes of a deflate stream / bytes behind it",
      [] {
@@ -89,6 +98,13 @@ constexpr FindingCase kDataCases[] = {
        return FiresAt(image, cluster.host_offset, kVerifyData);
      },
      [] { return Check(EndingWithCompressed(kDeflate), kVerifyData); }},
+    // Row M7.
+    {FindingCode::kCompressedTooLong, "sectors of the next cluster / all sectors of its own",
+     [] {
+       const BuiltImage image = WithCompressedClaim(4096 + 512);
+       return FiresAt(image, image.At(0).host_offset, kVerifyData);
+     },
+     [] { return Check(WithCompressedClaim(4096), kVerifyData); }},
     {FindingCode::kCompressedOverlap, "the same bytes / the next bytes of the same sector",
      [] {
        BuiltImage image = WithTwoCompressed();

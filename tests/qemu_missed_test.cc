@@ -145,6 +145,11 @@ TEST_F(MissedByQemu, M7_CompressedSizeTooLarge) {
   const CheckedTwice both = Check(image);
   EXPECT_TRUE(AllNumbersAgree(both));
   EXPECT_EQ(both.ours.exit_code, 2);
+  // After a repair all refcounts fit the claim.
+  QemuImg({"check", "-q", "-r", "all", image.path()});
+  EXPECT_EQ(Check(image).qemu.exit_code, 0);
+  EXPECT_THAT(CheckWithProgram(image.path(), {"--verify-data"}).codes(),
+              Contains("compressed-too-long"));
 }
 
 TEST_F(MissedByQemu, M8_DataFileOffsets) {
