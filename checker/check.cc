@@ -10,32 +10,29 @@ namespace {
 
 using PassFunction = void (*)(CheckState&);
 
+// A pass, by its stable name: what it needs of those before it, and what it makes.
 struct Pass {
-  PassInfo info;
+  absl::string_view name;
+  absl::string_view needs;
+  absl::string_view makes;
   PassFunction run;
 };
+constexpr absl::string_view kHeaderPass = "header";
 
 // What runs after the header pass. Metadata is counted before guest clusters, so that a guest
 // cluster on metadata is noticed when it is counted.
 constexpr std::array<Pass, 10> kPasses = {{
-    {{"snapshot-table", "header", "snapshots"}, CheckSnapshotTable},
-    {{"encryption", "header extensions", "LUKS header claimed"}, CheckEncryption},
-    {{"bitmaps", "header extensions", "bitmaps claimed"}, CheckBitmaps},
-    {{"l1-tables", "snapshots", "distinct L2 tables with weights"}, CheckL1Tables},
-    {{"refcount-table", "header", "refcount blocks claimed"}, CheckRefcountTable},
-    {{"l2-tables", "all metadata claimed", "expected refcounts, statistics"}, CheckL2Tables},
-    {{"data", "L2 tables (only with --verify-data)", "findings about data"}, CheckData},
-    {{"compare-refcounts", "expected refcounts", "wrong refcounts, orphans"}, CompareRefcounts},
-    {{"owners", "wrong refcounts, collisions", "cross-links, COPIED flags"}, ResolveOwners},
-    {{"orphans", "all findings", "lost tables, leaks"}, ClassifyOrphans},
+    {"snapshot-table", "header", "snapshots", CheckSnapshotTable},
+    {"encryption", "header extensions", "LUKS header claimed", CheckEncryption},
+    {"bitmaps", "header extensions", "bitmaps claimed", CheckBitmaps},
+    {"l1-tables", "snapshots", "distinct L2 tables with weights", CheckL1Tables},
+    {"refcount-table", "header", "refcount blocks claimed", CheckRefcountTable},
+    {"l2-tables", "all metadata claimed", "expected refcounts, statistics", CheckL2Tables},
+    {"data", "L2 tables (only with --verify-data)", "findings about data", CheckData},
+    {"compare-refcounts", "expected refcounts", "wrong refcounts, orphans", CompareRefcounts},
+    {"owners", "wrong refcounts, collisions", "cross-links, COPIED flags", ResolveOwners},
+    {"orphans", "all findings", "lost tables, leaks", ClassifyOrphans},
 }};
-
-constexpr auto kPassInfos = [] {
-  std::array<PassInfo, kPasses.size() + 1> infos = {};
-  infos[0] = {"header", "nothing", "header, geometry, extensions, names"};
-  for (size_t i = 0; i < kPasses.size(); ++i) infos[i + 1] = kPasses[i].info;
-  return infos;
-}();
 
 Verdict VerdictOf(const Report& report, bool unsupported, bool not_qcow2) {
   if (not_qcow2) return Verdict::kNotQcow2;
@@ -63,17 +60,15 @@ ImageSummary Summarize(const CheckState& state) {
 
 }  // namespace
 
-absl::Span<const PassInfo> CheckPasses() { return kPassInfos; }
-
 void RunPasses(CheckState& state, absl::string_view last) {
   CheckHeader(state);
   if (!state.geometry) return;
   state.MakeMaps();
   state.Claim({Structure::kHeader, 0, state.geo().cluster_size(), std::nullopt}, 1);
-  if (last == kPassInfos[0].name) return;
+  if (last == kHeaderPass) return;
   for (const Pass& pass : kPasses) {
     pass.run(state);
-    if (last == pass.info.name) return;
+    if (last == pass.name) return;
   }
 }
 
@@ -86,7 +81,7 @@ ImageSummary SummarizeImage(const ImageFile& file) {
 
 Report CheckImage(const ImageFile& file, const CheckOptions& options) {
   CheckState state(file, options);
-  RunPasses(state, kPasses.back().info.name);
+  RunPasses(state, kPasses.back().name);
   if (state.geometry) {
     state.statistics.total_clusters = DivideRoundingUp(
         state.header.size / kSectorBytes * kSectorBytes, state.geo().cluster_size());

@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <string>
 
-#include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 #include "checker/report.h"
 #include "common/image_file.h"
 
@@ -33,14 +31,6 @@ Report CheckImage(const ImageFile& file, const CheckOptions& options);
 
 // What the header alone says: reads the first cluster only. Empty as Report::image.
 ImageSummary SummarizeImage(const ImageFile& file);
-
-// The passes of a check, in order; each has a stable name and says what it needs and makes.
-struct PassInfo {
-  absl::string_view name;
-  absl::string_view needs;
-  absl::string_view makes;
-};
-absl::Span<const PassInfo> CheckPasses();
 
 }  // namespace qcow2check
 

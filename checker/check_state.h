@@ -110,7 +110,7 @@ struct CheckState {
   std::vector<uint8_t> first_cluster;  // at most kMaxPieceBytes of it
   HeaderExtensionList extensions;
   std::optional<Geometry> geometry;
-  bool refcounts_readable = true;  // false if the header does not say how wide they are
+  bool refcounts_readable = true;  // false if their width or their places are unknown
   uint64_t file_clusters = 0;      // the last one may be incomplete
   std::string backing_name;
   std::string backing_format;

@@ -37,6 +37,19 @@ void ExtendRuns(std::vector<OrphanRun>& runs, uint64_t cluster, uint64_t stored)
   runs.push_back({cluster, 1, stored});
 }
 
+// Behind the last cluster in the file that something references.
+uint64_t EndOfReferences(const CheckState& state) {
+  uint64_t last_page = kNoPage;
+  for (uint64_t page = state.expected->NextPage(0); page != kNoPage;
+       page = state.expected->NextPage(page + 1)) {
+    if (page * kPageClusters < state.file_clusters) last_page = page;
+  }
+  if (last_page == kNoPage) return 0;
+  uint64_t end = std::min((last_page + 1) * kPageClusters, state.file_clusters);
+  while (end > 0 && state.expected->Get(end - 1) == 0) --end;
+  return end;
+}
+
 class Comparison {
  public:
   explicit Comparison(CheckState& state)
@@ -52,6 +65,8 @@ class Comparison {
  private:
   void CompareBlock(const RefcountBlock& block);
   void ComparePiece(const RefcountBlock& block, uint64_t first, absl::Span<const uint8_t> bytes);
+  void CompareReadableSectors(const RefcountBlock& block, uint64_t begin,
+                              absl::Span<uint8_t> piece);
   void CompareAbsent(uint64_t begin, uint64_t end);
   void CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries);
   void CompareCluster(uint64_t cluster, uint64_t stored);
@@ -193,6 +208,16 @@ void Comparison::ComparePiece(const RefcountBlock& block, uint64_t first,
   }
 }
 
+// Refcounts that cannot be read are unknown, not 0: nothing is said of their clusters.
+void Comparison::CompareReadableSectors(const RefcountBlock& block, uint64_t begin,
+                                        absl::Span<uint8_t> piece) {
+  for (uint64_t at = 0; at < piece.size(); at += kSectorBytes) {
+    const absl::Span<uint8_t> sector = piece.subspan(at, kSectorBytes);
+    if (!state_.file.ReadAt(HostOffset{block.offset_bytes + begin + at}, sector).ok()) continue;
+    ComparePiece(block, (begin + at) << 3 >> order_, sector);
+  }
+}
+
 void Comparison::CompareBlock(const RefcountBlock& block) {
   const uint64_t size = state_.geo().cluster_size();
   std::vector<uint8_t> piece(std::min(size, kMaxPieceBytes));
@@ -200,9 +225,12 @@ void Comparison::CompareBlock(const RefcountBlock& block) {
   block_used_ = 0;
   past_end_.clear();
   for (uint64_t at = 0; at < size; at += piece.size()) {
-    state_.Read(HostOffset{block.offset_bytes + at}, absl::MakeSpan(piece),
-                Structure::kRefcountBlock);
-    ComparePiece(block, at << 3 >> order_, piece);
+    if (state_.Read(HostOffset{block.offset_bytes + at}, absl::MakeSpan(piece),
+                    Structure::kRefcountBlock)) {
+      ComparePiece(block, at << 3 >> order_, piece);
+    } else {
+      CompareReadableSectors(block, at, absl::MakeSpan(piece));
+    }
   }
   ++state_.coverage.refcount_blocks;
   // Most counts contradict the walk, and not because all are 0: it holds something else. What it
@@ -293,13 +321,17 @@ void Comparison::Run() {
     CompareBlock(block);
   }
   if (next < state_.tracked_clusters) CompareAbsent(next, state_.tracked_clusters);
-  state_.statistics.image_end_offset = end_cluster_ << state_.geo().cluster_bits;
+  const uint64_t end = std::max(end_cluster_, EndOfReferences(state_));
+  state_.statistics.image_end_offset = end << state_.geo().cluster_bits;
 }
 
 }  // namespace
 
 void CompareRefcounts(CheckState& state) {
-  if (!state.refcounts_readable) return;
+  if (!state.refcounts_readable) {
+    state.statistics.image_end_offset = EndOfReferences(state) << state.geo().cluster_bits;
+    return;
+  }
   Comparison(state).Run();
 }
 

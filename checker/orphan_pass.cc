@@ -83,9 +83,12 @@ class OrphanJudge {
     if (state_.orphans.empty()) return;
     FindOrphanL2Tables();
     FindLostSnapshotTable();
-    FindLostL1();
-    FindLostL2Tables();
-    FindTornL2Tables();
+    // A table that cannot be read looks empty, and is not.
+    if (!state_.findings.Has(FindingCode::kUnreadable)) {
+      FindLostL1();
+      FindLostL2Tables();
+      FindTornL2Tables();
+    }
     ReportOrphanL2Tables();
     PairOrphans();
     ReportOrphans();

@@ -106,7 +106,11 @@ void CheckRefcountTable(CheckState& state) {
     if (data.empty() || data.begin_bytes >= end) break;
     at = std::max(at, data.begin_bytes & ~uint64_t{7});
     piece.resize(RoundUp(std::min({end - at, kMaxPieceBytes, data.end_bytes - at}), 8));
-    state.Read(HostOffset{at}, absl::MakeSpan(piece), Structure::kRefcountTable);
+    if (!state.Read(HostOffset{at}, absl::MakeSpan(piece), Structure::kRefcountTable)) {
+      // Which blocks there are is unknown, and an unknown refcount is not 0.
+      state.refcounts_readable = false;
+      state.Skip("all refcounts", "the refcount table cannot be read");
+    }
     for (uint64_t i = 0; i < piece.size(); i += 8) {
       const uint64_t entry = Load64(&piece[i]);
       if (entry != 0) CheckEntry(state, (at - offset + i) / 8, entry);

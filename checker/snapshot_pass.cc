@@ -81,8 +81,9 @@ void CheckDuplicates(CheckState& state) {
   absl::flat_hash_map<std::string, uint64_t> ids, names;
   for (uint64_t i = 0; i < state.snapshots.size(); ++i) {
     const SnapshotEntry& entry = state.snapshots[i];
-    const auto [id, id_is_new] = ids.emplace(entry.id, i);
-    const auto [name, name_is_new] = names.emplace(entry.name, i);
+    const auto [id, id_is_new] = ids.emplace(absl::StrCat(entry.id_bytes, ":", entry.id), i);
+    const auto [name, name_is_new] =
+        names.emplace(absl::StrCat(entry.name_bytes, ":", entry.name), i);
     if (id_is_new && (name_is_new || entry.name.empty())) continue;
     AddToTable(state, FindingCode::kSnapshotDuplicate, entry.offset_bytes, entry.length_bytes,
                absl::StrFormat("snapshots %d and %d both have the %s %s",

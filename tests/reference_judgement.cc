@@ -166,6 +166,10 @@ ReferenceReport ReferenceWalk::Run() {
       CompareRefcounts();
       CompareRefcountsBehindEnd();
       JudgeSharedBlocks();
+    } else {
+      for (uint64_t cluster = 0; cluster < file_clusters_; ++cluster) {
+        if (Expected(cluster) != 0) report_.image_end_offset = (cluster + 1) * cluster_size_;
+      }
     }
     JudgeCopied();
     JudgeUses();

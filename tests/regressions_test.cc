@@ -2,9 +2,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "checker/check.h"
 #include "common/table_entry.h"
 #include "gtest/gtest.h"
 #include "tests/damage.h"
+#include "tests/fault_file.h"
 #include "tests/image_builder.h"
 #include "tests/reference_compare.h"
 
@@ -103,6 +105,39 @@ TEST(Regressions, CopiedIsNotJudgedWithoutRefcounts) {
   EXPECT_FALSE(Has(CheckBytes(image.bytes), FindingCode::kCopiedWrong));
   SetL1Entry(image, 0, uint64_t{1} << 50 | kCopiedBit);
   EXPECT_FALSE(Has(CheckBytes(image.bytes), FindingCode::kCopiedWrong));
+}
+
+// Clusters whose refcount could not be read were said to have refcount 0, the most urgent damage.
+TEST(Regressions, RefcountsThatCannotBeReadAreNotZero) {
+  const BuiltImage image = BuildImage({.cluster_bits = 12, .steps = {WriteClusters{.count = 8}}});
+  for (const uint64_t place : {image.refcount_blocks[0], image.refcount_table.offset}) {
+    FaultFile file(image.bytes);
+    file.Break(place, 512);
+    const Report report = CheckImage(file, {});
+    EXPECT_EQ(report.totals.check_errors, 1u);
+    EXPECT_EQ(report.totals.corruptions, 0u);
+    EXPECT_EQ(report.statistics.image_end_offset, image.bytes.size());
+  }
+}
+
+// The sectors around the one that cannot be read are compared all the same.
+TEST(Regressions, RefcountsBesideABadSectorAreCompared) {
+  BuiltImage image = BuildImage({.cluster_bits = 12, .steps = {WriteClusters{.count = 300}}});
+  SetRefcount(image, 5, 0);
+  SetRefcount(image, 290, 0);
+  FaultFile file(image.bytes);
+  file.Break(image.refcount_blocks[0], 512);
+  EXPECT_EQ(CountOf(CheckImage(file, {}), FindingCode::kRefcountZeroInUse), 1u);
+}
+
+// An L2 table that could not be read was said to map nothing.
+TEST(Regressions, TableThatCannotBeReadIsNotLost) {
+  const BuiltImage image = BuildImage({.cluster_bits = 12, .steps = {WriteClusters{.count = 300}}});
+  FaultFile file(image.bytes);
+  file.Break(image.L2At(0).host_offset, 4096);
+  const Report report = CheckImage(file, {});
+  EXPECT_FALSE(Has(report, FindingCode::kL2TableLost));
+  EXPECT_EQ(report.held_back.clusters, 300u);
 }
 
 }  // namespace
