@@ -23,7 +23,7 @@ class ImageFile {
  public:
   virtual ~ImageFile() = default;
 
-  // The length when the file was opened.
+  // The length when the file was opened, or as we have changed it since.
   virtual uint64_t size_bytes() const = 0;
 
   // Fills `dst` from `offset`. Bytes past the end of the file are zero, as QEMU reads them. On a
@@ -37,6 +37,30 @@ class ImageFile {
   virtual Extent NextData(HostOffset offset) const {
     return {offset.bytes, size_bytes() > offset.bytes ? size_bytes() : offset.bytes};
   }
+};
+
+// An image that can be changed. Only a repair that was asked for, and its undo, hold one
+// (repair/apply.h). Not thread-safe.
+class WritableImageFile : public ImageFile {
+ public:
+  // Writes all of `src`, inside the file: [offset, offset + size) does not reach past its end.
+  // What is on disk after an error, or before the next Flush, may be any part of it. kDataLoss,
+  // or kResourceExhausted if the file system is full.
+  virtual absl::Status WriteAt(HostOffset offset, absl::Span<const uint8_t> src) = 0;
+
+  // Makes the file longer (the new bytes read as zeros) or shorter. kFailedPrecondition for a
+  // block device, whose length is what it is.
+  virtual absl::Status Resize(uint64_t size_bytes) = 0;
+
+  // Makes the stretch read as zeros and gives its space back, if the file can do that; its bytes
+  // are lost. OK and nothing done if it cannot.
+  virtual absl::Status Discard(const Extent& extent) = 0;
+
+  // Returns when all that was written before survives a power cut.
+  virtual absl::Status Flush() = 0;
+
+  // Whether Resize cannot work.
+  virtual bool has_fixed_size() const { return false; }
 };
 
 }  // namespace qcow2check

@@ -1,0 +1,107 @@
+#include "repair/patched_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+
+namespace qcow2check {
+namespace {
+
+constexpr uint64_t kPageBytes = 4096;
+
+struct Overlap {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  bool empty() const { return begin >= end; }
+};
+
+Overlap OverlapOf(uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length) {
+  return {std::max(a, b), std::min(a + a_length, b + b_length)};
+}
+
+}  // namespace
+
+absl::btree_map<uint64_t, PatchedFile::Copy>::const_iterator PatchedFile::FirstCopy(
+    uint64_t offset_bytes) const {
+  auto it = copies_.upper_bound(offset_bytes);
+  if (it == copies_.begin()) return it;
+  const auto before = std::prev(it);
+  return before->first + before->second.length_bytes > offset_bytes ? before : it;
+}
+
+absl::Status PatchedFile::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const {
+  if (absl::Status status = base_.ReadAt(offset, dst); !status.ok()) {
+    // A page that was changed as a whole can be read all the same.
+    const uint64_t page = offset.bytes / kPageBytes * kPageBytes;
+    const auto found = pages_.find(page);
+    if (found == pages_.end() || offset.bytes + dst.size() > page + kPageBytes) return status;
+  }
+  for (auto it = FirstCopy(offset.bytes);
+       it != copies_.end() && it->first < offset.bytes + dst.size(); ++it) {
+    const auto& [to, copy] = *it;
+    const Overlap part = OverlapOf(to, copy.length_bytes, offset.bytes, dst.size());
+    if (part.empty()) continue;
+    const absl::Status status =
+        base_.ReadAt(HostOffset{copy.from_bytes + (part.begin - to)},
+                     dst.subspan(part.begin - offset.bytes, part.end - part.begin));
+    if (!status.ok()) return status;
+  }
+  const uint64_t first_page = offset.bytes / kPageBytes * kPageBytes;
+  for (auto it = pages_.lower_bound(first_page);
+       it != pages_.end() && it->first < offset.bytes + dst.size(); ++it) {
+    const Overlap part = OverlapOf(it->first, kPageBytes, offset.bytes, dst.size());
+    if (part.empty()) continue;
+    std::memcpy(&dst[part.begin - offset.bytes], &it->second[part.begin - it->first],
+                part.end - part.begin);
+  }
+  return absl::OkStatus();
+}
+
+Extent PatchedFile::NextData(HostOffset offset) const {
+  if (offset.bytes >= size_bytes_) return {offset.bytes, offset.bytes};
+  Extent next = base_.NextData(offset);
+  if (next.empty()) next = {size_bytes_, size_bytes_};
+  const auto take = [&next](uint64_t begin, uint64_t end) {
+    // What lies between two stretches of data may be read as data, too.
+    if (begin < next.begin_bytes) next = {begin, next.empty() ? end : next.end_bytes};
+  };
+  const auto page = pages_.lower_bound(offset.bytes / kPageBytes * kPageBytes);
+  if (page != pages_.end()) take(std::max(page->first, offset.bytes), page->first + kPageBytes);
+  const auto copy = FirstCopy(offset.bytes);
+  if (copy != copies_.end()) {
+    take(std::max(copy->first, offset.bytes), copy->first + copy->second.length_bytes);
+  }
+  return {next.begin_bytes, std::min(next.end_bytes, size_bytes_)};
+}
+
+absl::Status PatchedFile::Patch(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) {
+  const uint64_t end = offset_bytes + bytes.size();
+  for (uint64_t page = offset_bytes / kPageBytes * kPageBytes; page < end; page += kPageBytes) {
+    const Overlap part = OverlapOf(page, kPageBytes, offset_bytes, bytes.size());
+    auto found = pages_.find(page);
+    if (found == pages_.end()) {
+      std::vector<uint8_t> old(kPageBytes);
+      if (part.end - part.begin < kPageBytes) {
+        const absl::Status status = ReadAt(HostOffset{page}, absl::MakeSpan(old));
+        if (!status.ok()) return status;
+      }
+      found = pages_.emplace(page, std::move(old)).first;
+    }
+    std::memcpy(&found->second[part.begin - page], &bytes[part.begin - offset_bytes],
+                part.end - part.begin);
+  }
+  return absl::OkStatus();
+}
+
+void PatchedFile::PatchCopy(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes) {
+  copies_[to_bytes] = {from_bytes, length_bytes};
+}
+
+bool PatchedFile::IsPatched(uint64_t offset_bytes, uint64_t length_bytes) const {
+  const auto page = pages_.lower_bound(offset_bytes / kPageBytes * kPageBytes);
+  if (page != pages_.end() && page->first < offset_bytes + length_bytes) return true;
+  const auto copy = FirstCopy(offset_bytes);
+  return copy != copies_.end() && copy->first < offset_bytes + length_bytes;
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,54 @@
+// An image as it will be after the writes planned so far: the file itself, with changed bytes,
+// copied clusters and a new length kept in memory.
+//
+// The planner checks it like any image. Memory: a page of 4 KiB for each page with changed bytes;
+// copies of data cost only a record each.
+#ifndef QCOW2CHECK_REPAIR_PATCHED_FILE_H_
+#define QCOW2CHECK_REPAIR_PATCHED_FILE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/container/btree_map.h"
+#include "absl/types/span.h"
+#include "common/image_file.h"
+
+namespace qcow2check {
+
+class PatchedFile : public ImageFile {
+ public:
+  // `base` must outlive this object.
+  explicit PatchedFile(const ImageFile& base) : base_(base), size_bytes_(base.size_bytes()) {}
+
+  uint64_t size_bytes() const override { return size_bytes_; }
+  absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
+  Extent NextData(HostOffset offset) const override;
+
+  // Bytes [offset, offset + size) become `bytes`. Error if a page that is changed in part cannot
+  // be read.
+  absl::Status Patch(uint64_t offset_bytes, absl::Span<const uint8_t> bytes);
+  // Bytes [to, to + length) become those of the base file at `from`. All three are multiples of
+  // 512 bytes; nothing in [to, to + length) was patched before.
+  void PatchCopy(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes);
+  void Grow(uint64_t size_bytes) { size_bytes_ = size_bytes; }
+
+  bool IsPatched(uint64_t offset_bytes, uint64_t length_bytes) const;
+
+ private:
+  struct Copy {
+    uint64_t from_bytes = 0;
+    uint64_t length_bytes = 0;
+  };
+
+  // The first copy that ends behind `offset_bytes`.
+  absl::btree_map<uint64_t, Copy>::const_iterator FirstCopy(uint64_t offset_bytes) const;
+
+  const ImageFile& base_;
+  uint64_t size_bytes_;
+  absl::btree_map<uint64_t, std::vector<uint8_t>> pages_;  // by offset, a multiple of the page size
+  absl::btree_map<uint64_t, Copy> copies_;                 // by target offset
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_REPAIR_PATCHED_FILE_H_
