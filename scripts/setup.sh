@@ -4,7 +4,7 @@
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Debian 12's names.
-build_packages=(g++ cmake ninja-build pkg-config libabsl-dev nlohmann-json3-dev libcli11-dev zlib1g-dev libzstd-dev)
+build_packages=(g++ cmake ninja-build pkg-config libabsl-dev nlohmann-json3-dev libcli11-dev zlib1g-dev libzstd-dev libxxhash-dev)
 seed_packages=(python3)
 test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev qemu-utils)
 format_packages=(clang-format)
