@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,10 +26,18 @@ constexpr off_t kUses = 100;
 constexpr off_t kDoesNotShare = 200;
 constexpr off_t kConsistentRead = 0, kWrite = 1, kResize = 3;
 
+// A check reads, and shares the image with readers only.
 constexpr std::array<off_t, 3> kCheckLocks = {kUses + kConsistentRead, kDoesNotShare + kWrite,
                                               kDoesNotShare + kResize};
 constexpr std::array<off_t, 3> kCheckConflicts = {kDoesNotShare + kConsistentRead, kUses + kWrite,
                                                   kUses + kResize};
+// A repair also writes and resizes.
+constexpr std::array<off_t, 5> kRepairLocks = {kUses + kConsistentRead, kUses + kWrite,
+                                               kUses + kResize, kDoesNotShare + kWrite,
+                                               kDoesNotShare + kResize};
+constexpr std::array<off_t, 5> kRepairConflicts = {kDoesNotShare + kConsistentRead,
+                                                   kDoesNotShare + kWrite, kDoesNotShare + kResize,
+                                                   kUses + kWrite, kUses + kResize};
 
 struct flock ByteLock(short type, off_t byte) {
   struct flock lock = {};
@@ -83,27 +92,51 @@ std::string HolderOf(int fd, off_t byte) {
   return "";
 }
 
+// False where the file system has no locks (or a byte is locked exclusively, which QEMU never
+// does).
+bool TakeLocks(int fd, absl::Span<const off_t> bytes) {
+  for (const off_t byte : bytes) {
+    struct flock lock = ByteLock(F_RDLCK, byte);
+    if (fcntl(fd, F_OFD_SETLK, &lock) != 0 && errno != EAGAIN && errno != EACCES) return false;
+  }
+  return true;
+}
+
+// The first of the bytes that somebody else has locked.
+std::optional<off_t> FindConflict(int fd, absl::Span<const off_t> bytes) {
+  for (const off_t byte : bytes) {
+    struct flock lock = ByteLock(F_WRLCK, byte);
+    if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) return byte;
+  }
+  return std::nullopt;
+}
+
+// "'path' is in use by process 123 (qemu-io)"
+std::string InUse(int fd, const std::string& path, off_t byte, absl::string_view somebody) {
+  const std::string holder = HolderOf(fd, byte);
+  return absl::StrCat("'", path, "' is in use by ", holder.empty() ? somebody : holder);
+}
+
 }  // namespace
 
 absl::Status LockForCheck(int fd, const std::string& path, bool force_share) {
   // With -U only "I read" is said, and only "nobody may read" is a conflict.
   const size_t used = force_share ? 1 : kCheckLocks.size();
-  for (const off_t byte : absl::MakeConstSpan(kCheckLocks).first(used)) {
-    struct flock lock = ByteLock(F_RDLCK, byte);
-    // Only a byte locked exclusively, which QEMU never does, or a file system without locks.
-    if (fcntl(fd, F_OFD_SETLK, &lock) != 0 && errno != EAGAIN && errno != EACCES) {
-      return absl::OkStatus();
-    }
-  }
-  for (const off_t byte : absl::MakeConstSpan(kCheckConflicts).first(used)) {
-    struct flock lock = ByteLock(F_WRLCK, byte);
-    if (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) continue;
-    const std::string holder = HolderOf(fd, byte);
-    return absl::FailedPreconditionError(absl::StrCat(
-        "'", path, "' is in use by ", holder.empty() ? "a program that writes it" : holder,
-        force_share ? "" : "; stop it, or check anyway with -U (--force-share)"));
-  }
-  return absl::OkStatus();
+  if (!TakeLocks(fd, absl::MakeConstSpan(kCheckLocks).first(used))) return absl::OkStatus();
+  const auto conflict = FindConflict(fd, absl::MakeConstSpan(kCheckConflicts).first(used));
+  if (!conflict) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(InUse(fd, path, *conflict, "a program that writes it"),
+                   force_share ? "" : "; stop it, or check anyway with -U (--force-share)"));
+}
+
+absl::Status LockForRepair(int fd, const std::string& path) {
+  if (!TakeLocks(fd, kRepairLocks)) return absl::OkStatus();
+  const auto conflict = FindConflict(fd, kRepairConflicts);
+  if (!conflict) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(InUse(fd, path, *conflict, "another program"),
+                   "; it can be changed only when nothing else uses it"));
 }
 
 }  // namespace qcow2check

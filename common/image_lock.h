@@ -18,6 +18,11 @@ namespace qcow2check {
 // holder where the kernel tells; OK where the file system has no locks. Held until fd is closed.
 absl::Status LockForCheck(int fd, const std::string& path, bool force_share);
 
+// Takes the locks that `qemu-img check -r` takes on the file `fd`, open for writing: nobody else
+// may check, write or resize the image meanwhile. Otherwise as LockForCheck. Of two repairs that
+// start at once at most one gets the locks.
+absl::Status LockForRepair(int fd, const std::string& path);
+
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_COMMON_IMAGE_LOCK_H_

@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "common/image_file.h"
+#include "common/posix_io.h"
 
 namespace qcow2check {
 
@@ -18,27 +20,24 @@ class PosixFile : public ImageFile {
   // kInvalidArgument for what is no image (a directory, a pipe, a terminal, an empty file).
   static absl::StatusOr<std::unique_ptr<PosixFile>> Open(const std::string& path);
 
-  ~PosixFile() override;
-  PosixFile(const PosixFile&) = delete;
-  PosixFile& operator=(const PosixFile&) = delete;
+  uint64_t size_bytes() const override { return info_.size_bytes; }
+  absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override {
+    return ReadBytesOf(file_, info_.size_bytes, offset, dst);
+  }
+  Extent NextData(HostOffset offset) const override {
+    return NextDataOf(file_, info_.size_bytes, offset);
+  }
 
-  uint64_t size_bytes() const override { return size_bytes_; }
-  absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
-  Extent NextData(HostOffset offset) const override;
-
-  int fd() const { return fd_; }
+  int fd() const { return file_.get(); }
   // Identity of the file, for cycle checks in a backing chain.
-  uint64_t device() const { return device_; }
-  uint64_t inode() const { return inode_; }
+  uint64_t device() const { return info_.device; }
+  uint64_t inode() const { return info_.inode; }
 
  private:
-  PosixFile(int fd, uint64_t size_bytes, uint64_t device, uint64_t inode)
-      : fd_(fd), size_bytes_(size_bytes), device_(device), inode_(inode) {}
+  PosixFile(FileDescriptor file, const PosixFileInfo& info) : file_(std::move(file)), info_(info) {}
 
-  int fd_;
-  uint64_t size_bytes_;
-  uint64_t device_;
-  uint64_t inode_;
+  FileDescriptor file_;
+  PosixFileInfo info_;
 };
 
 }  // namespace qcow2check

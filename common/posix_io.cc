@@ -1,0 +1,84 @@
+#include "common/posix_io.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace qcow2check {
+
+FileDescriptor::~FileDescriptor() {
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::Status OpenError(int error, const std::string& path) {
+  const std::string message = absl::StrCat("cannot open '", path, "': ", std::strerror(error));
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(message);
+    case EACCES:
+    case EPERM:
+      return absl::PermissionDeniedError(message);
+    default:
+      return absl::UnavailableError(message);
+  }
+}
+
+absl::StatusOr<PosixFileInfo> InfoOfImage(const FileDescriptor& file, const std::string& path) {
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) return OpenError(errno, path);
+  if (S_ISDIR(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is a directory, not an image"));
+  }
+  if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", path, "' is not a regular file or block device"));
+  }
+  const off_t end = lseek(file.get(), 0, SEEK_END);
+  if (end < 0) return OpenError(errno, path);
+  if (end == 0) return absl::InvalidArgumentError(absl::StrCat("'", path, "' is empty"));
+  return PosixFileInfo{.size_bytes = static_cast<uint64_t>(end),
+                       .device = info.st_dev,
+                       .inode = info.st_ino,
+                       .is_block_device = S_ISBLK(info.st_mode)};
+}
+
+absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset,
+                         absl::Span<uint8_t> dst) {
+  // Offsets come from images; past the end of what off_t can say there is nothing to read.
+  const uint64_t begin = std::min(offset.bytes, size_bytes);
+  const uint64_t wanted = std::min<uint64_t>(dst.size(), size_bytes - begin);
+  uint64_t done = 0;
+  while (done < wanted) {
+    const ssize_t got =
+        pread(file.get(), dst.data() + done, wanted - done, static_cast<off_t>(begin + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      return absl::DataLossError(
+          absl::StrCat("cannot read at offset ", begin + done, ": ", std::strerror(errno)));
+    }
+    if (got == 0) break;  // the file has shrunk since it was opened: reads as zeros
+    done += static_cast<uint64_t>(got);
+  }
+  std::fill(dst.begin() + static_cast<int64_t>(done), dst.end(), uint8_t{0});
+  return absl::OkStatus();
+}
+
+Extent NextDataOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset) {
+  if (offset.bytes >= size_bytes) return {offset.bytes, offset.bytes};
+  const off_t begin = lseek(file.get(), static_cast<off_t>(offset.bytes), SEEK_DATA);
+  if (begin < 0) {
+    if (errno == ENXIO) return {size_bytes, size_bytes};
+    return {offset.bytes, size_bytes};
+  }
+  const off_t end = lseek(file.get(), begin, SEEK_HOLE);
+  if (end < 0) return {static_cast<uint64_t>(begin), size_bytes};
+  return {static_cast<uint64_t>(begin), std::min(static_cast<uint64_t>(end), size_bytes)};
+}
+
+}  // namespace qcow2check
