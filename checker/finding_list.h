@@ -28,6 +28,7 @@ class FindingList {
   // The findings kept so far, for passes that add what they know (owners, probable causes).
   // Unordered; `count`, `clusters` and guest ranges must not be changed.
   std::vector<Finding>& findings() { return findings_; }
+  const std::vector<Finding>& findings() const { return findings_; }
 
   // Moves findings, totals, data state and lost guest ranges (cut at `virtual_size_bytes`) into
   // the report.

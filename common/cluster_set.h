@@ -23,6 +23,12 @@ class ClusterSet {
         uint64_t{1} << (cluster % 64);
   }
 
+  void Erase(uint64_t cluster) {
+    if (!Contains(cluster)) return;
+    pages_.GetOrCreate(cluster / kPageClusters)[(cluster % kPageClusters) / 64] &=
+        ~(uint64_t{1} << (cluster % 64));
+  }
+
   bool Contains(uint64_t cluster) const {
     const Page* page = pages_.Find(cluster / kPageClusters);
     return page != nullptr &&

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <vector>
 
 namespace qcow2check {
 namespace {
@@ -102,6 +103,23 @@ bool PatchedFile::IsPatched(uint64_t offset_bytes, uint64_t length_bytes) const 
   if (page != pages_.end() && page->first < offset_bytes + length_bytes) return true;
   const auto copy = FirstCopy(offset_bytes);
   return copy != copies_.end() && copy->first < offset_bytes + length_bytes;
+}
+
+bool ReadsAsZeros(const ImageFile& file, uint64_t offset_bytes, uint64_t length_bytes) {
+  constexpr uint64_t kPiece = 64u << 10;
+  std::vector<uint8_t> piece;
+  const uint64_t end = offset_bytes + length_bytes;
+  for (uint64_t at = offset_bytes; at < end; at += piece.size()) {
+    const Extent data = file.NextData(HostOffset{at});
+    if (data.empty() || data.begin_bytes >= end) return true;
+    at = std::max(at, data.begin_bytes);
+    piece.resize(std::min(kPiece, end - at));
+    if (!file.ReadAt(HostOffset{at}, absl::MakeSpan(piece)).ok()) return false;
+    if (std::any_of(piece.begin(), piece.end(), [](uint8_t byte) { return byte != 0; })) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace qcow2check

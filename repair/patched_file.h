@@ -49,6 +49,9 @@ class PatchedFile : public ImageFile {
   absl::btree_map<uint64_t, Copy> copies_;                 // by target offset
 };
 
+// Whether [offset, offset + length) reads as zeros. False if it cannot be read.
+bool ReadsAsZeros(const ImageFile& file, uint64_t offset_bytes, uint64_t length_bytes);
+
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_REPAIR_PATCHED_FILE_H_

@@ -1,0 +1,54 @@
+#include "repair/free_space.h"
+
+#include "common/checked_math.h"
+
+namespace qcow2check {
+
+std::optional<uint64_t> FreeSpace::Take(uint64_t count, uint64_t refcount) {
+  std::optional<uint64_t> first = TakeAtEnd(count);
+  if (!first) first = FindInside(count);
+  if (!first) {
+    missing_bytes_ += count << state_.geo().cluster_bits;
+    return std::nullopt;
+  }
+  for (uint64_t i = 0; i < count; ++i) taken_[*first + i] = refcount;
+  return first;
+}
+
+std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
+  if (plan_.options().fixed_size) return std::nullopt;
+  const uint64_t size = state_.geo().cluster_size();
+  const uint64_t first = DivideRoundingUp(plan_.image().size_bytes(), size);
+  // Where a damaged pointer leads, our structures would look like what it points to.
+  for (uint64_t i = 0; i < count; ++i) {
+    if (first + i < state_.tracked_clusters && state_.past_end->Contains(first + i)) {
+      return std::nullopt;
+    }
+  }
+  plan_.GrowTo((first + count) * size);
+  return first;
+}
+
+std::optional<uint64_t> FreeSpace::FindInside(uint64_t count) {
+  uint64_t run = 0;
+  // One cluster after the other is asked for most often; a longer run starts from the beginning.
+  for (uint64_t cluster = count == 1 ? next_inside_ : 1;
+       cluster < state_.file.size_bytes() >> state_.geo().cluster_bits; ++cluster) {
+    run = IsFree(cluster) ? run + 1 : 0;
+    if (run < count) continue;
+    if (count == 1) next_inside_ = cluster + 1;
+    return cluster + 1 - count;
+  }
+  return std::nullopt;
+}
+
+bool FreeSpace::IsFree(uint64_t cluster) const {
+  if (cluster >= state_.file_clusters || state_.expected->Get(cluster) != 0 ||
+      taken_.contains(cluster) || refcounts_.Get(cluster) != 0) {
+    return false;
+  }
+  const uint64_t size = state_.geo().cluster_size();
+  return anything_free_ || ReadsAsZeros(plan_.image(), cluster * size, size);
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,178 @@
+#include "repair/orphan_evidence.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_format.h"
+#include "common/byte_order.h"
+#include "common/checked_math.h"
+#include "common/limits.h"
+#include "common/table_entry.h"
+
+namespace qcow2check {
+namespace {
+
+bool IsDamagedL1Entry(const Finding& finding) {
+  switch (finding.code) {
+    case FindingCode::kL1EntryWithoutOffset:
+    case FindingCode::kL2TablePastEnd:
+    case FindingCode::kCrossLinkedL2:
+      return true;
+    case FindingCode::kL2TableMisaligned:
+      return !finding.expected.has_value();
+    case FindingCode::kL2TableLost:
+      return finding.confidence == Confidence::kCertain;
+    default:
+      return false;
+  }
+}
+
+bool IsDamagedL2Entry(FindingCode code) {
+  return code == FindingCode::kDataPastEnd || code == FindingCode::kDataMisaligned ||
+         code == FindingCode::kSubclusterWithoutCluster ||
+         code == FindingCode::kCompressedPastEnd || code == FindingCode::kCrossLinkedData ||
+         code == FindingCode::kDataOnMetadata;
+}
+
+}  // namespace
+
+OrphanEvidence::OrphanEvidence(const CheckState& state, const PlanBuilder& plan,
+                               const StoredRefcounts& stored)
+    : state_(state), plan_(plan), stored_(stored), orphans_(state.file_clusters) {
+  for (const OrphanRun& run : state.orphans) {
+    for (uint64_t i = 0; i < run.clusters; ++i) orphans_.Insert(run.first_cluster + i);
+  }
+  for (const Finding& finding : state.findings.findings()) {
+    if (finding.code == FindingCode::kOrphanL2Table) {
+      for (uint64_t i = 0; i < std::max<uint64_t>(finding.clusters, 1); ++i) {
+        tables_.push_back(finding.host_offset->bytes + i * state.geo().cluster_size());
+      }
+    }
+    if (IsDamagedL1Entry(finding)) {
+      damaged_l1_entries_ += std::max<uint64_t>(finding.length_bytes / 8, 1);
+      if (finding.code == FindingCode::kL2TableLost) {
+        damaged_l1_entries_ -= std::max<uint64_t>(finding.length_bytes / 8, 1) - 1;
+      }
+    }
+    if (IsDamagedL2Entry(finding.code)) damaged_l2_entries_ += finding.clusters;
+  }
+  SetTablesAside();
+}
+
+// What an unreferenced table maps is the data of that table, whatever else might fit it.
+void OrphanEvidence::SetTablesAside() {
+  const Geometry& geometry = state_.geo();
+  for (const uint64_t table : tables_) {
+    orphans_.Erase(table >> geometry.cluster_bits);
+    std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
+    if (!plan_.image().ReadAt(HostOffset{table}, absl::MakeSpan(bytes)).ok()) continue;
+    for (uint64_t at = 0; at < bytes.size(); at += geometry.l2_entry_bytes()) {
+      const uint64_t cluster = EntryOffset(Load64(&bytes[at])) >> geometry.cluster_bits;
+      if (cluster < state_.file_clusters) orphans_.Erase(cluster);
+    }
+  }
+}
+
+bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
+  const uint64_t cluster = offset_bytes >> state_.geo().cluster_bits;
+  return IsAligned(offset_bytes, state_.geo().cluster_size()) && cluster < state_.file_clusters &&
+         orphans_.Contains(cluster);
+}
+
+Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence) const {
+  const uint64_t cluster = offset_bytes >> state_.geo().cluster_bits;
+  return {offset_bytes, stored_.Get(cluster) == 1, std::move(evidence)};
+}
+
+bool OrphanEvidence::WasCutOff(uint64_t offset_bytes) const {
+  return offset_bytes >= state_.file.size_bytes() &&
+         stored_.Get(offset_bytes >> state_.geo().cluster_bits) != 0;
+}
+
+std::optional<uint64_t> OrphanEvidence::Neighbour(const EntryAt& at, int direction) const {
+  const Geometry& geometry = state_.geo();
+  if (direction < 0 ? at.l2_index == 0 : at.l2_index + 1 >= geometry.l2_entries()) {
+    return std::nullopt;
+  }
+  const uint64_t step = geometry.l2_entry_bytes();
+  const uint64_t place = direction < 0 ? at.place_bytes - step : at.place_bytes + step;
+  uint8_t bytes[8];
+  if (!plan_.image().ReadAt(HostOffset{place}, bytes).ok()) return std::nullopt;
+  const uint64_t entry = Load64(bytes);
+  const uint64_t offset = EntryOffset(entry);
+  const uint64_t size = geometry.cluster_size();
+  if (KindOfL2Entry(entry, geometry) != L2EntryKind::kNormal || !IsAligned(offset, size) ||
+      offset < size || offset >= state_.file.size_bytes()) {
+    return std::nullopt;
+  }
+  return direction < 0 ? offset + size : offset - size;
+}
+
+std::optional<Explanation> OrphanEvidence::FromBothNeighbours(const EntryAt& at) const {
+  const std::optional<uint64_t> after = Neighbour(at, -1);
+  if (!after || after != Neighbour(at, +1) || !IsOrphan(*after)) return std::nullopt;
+  return Explain(*after, absl::StrFormat("the unreferenced cluster at 0x%x lies between the "
+                                         "clusters of the entries before and behind",
+                                         *after));
+}
+
+std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const {
+  if (!IsCompressed(at.entry) && WasCutOff(EntryOffset(at.entry))) return std::nullopt;
+  const std::optional<Explanation> between = FromBothNeighbours(at);
+  absl::flat_hash_set<uint64_t> one_bit;
+  for (int bit = 1; bit < 64; ++bit) {
+    const uint64_t candidate = at.entry ^ (uint64_t{1} << bit);
+    if (IsCompressed(candidate) || (candidate & kStandardL2ReservedMask) != 0) continue;
+    if (IsOrphan(EntryOffset(candidate))) one_bit.insert(EntryOffset(candidate));
+  }
+  if (between && (one_bit.empty() || one_bit.contains(between->offset_bytes))) return between;
+  if (between) return std::nullopt;
+  const std::optional<uint64_t> before = Neighbour(at, -1), behind = Neighbour(at, +1);
+  for (const std::optional<uint64_t>& place : {before, behind}) {
+    if (place && one_bit.contains(*place)) {
+      return Explain(*place, absl::StrFormat("one flipped bit away from 0x%x, which is "
+                                             "unreferenced and lies next to its neighbour's",
+                                             *place));
+    }
+  }
+  if (one_bit.size() == 1) {
+    return Explain(
+        *one_bit.begin(),
+        absl::StrFormat("one flipped bit away from 0x%x, which is unreferenced", *one_bit.begin()));
+  }
+  if (damaged_l2_entries_ == 1 && damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 &&
+      one_bit.empty() && state_.orphans.size() == 1) {
+    const uint64_t offset = state_.orphans.front().first_cluster << state_.geo().cluster_bits;
+    return Explain(offset, absl::StrFormat("0x%x is the only unreferenced cluster, and this the "
+                                           "only damaged pointer",
+                                           offset));
+  }
+  return std::nullopt;
+}
+
+std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
+  if (WasCutOff(EntryOffset(entry))) return std::nullopt;
+  std::optional<uint64_t> one_bit;
+  bool several = false;
+  for (const uint64_t table : tables_) {
+    const uint64_t difference = EntryOffset(entry) ^ table;
+    if ((difference & (difference - 1)) != 0) continue;
+    several = one_bit.has_value();
+    one_bit = table;
+  }
+  if (one_bit && !several) {
+    return Explain(*one_bit, absl::StrFormat("one flipped bit away from the unreferenced L2 "
+                                             "table at 0x%x",
+                                             *one_bit));
+  }
+  if (tables_.size() == 1 && damaged_l1_entries_ == 1) {
+    return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
+                                                    "nothing references, and this the only "
+                                                    "damaged pointer",
+                                                    tables_.front()));
+  }
+  return std::nullopt;
+}
+
+}  // namespace qcow2check

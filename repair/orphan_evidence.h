@@ -1,0 +1,73 @@
+// Which orphan a damaged pointer once led to, if exactly one explains the damage.
+//
+// Evidence, strongest first: one flipped bit in the entry away from an orphan; both neighbours in
+// the table say where the missing cluster must lie, as guests are mostly written in order; there
+// is one orphan and one damaged pointer. Needs a finished check. Reads a few entries of the
+// tables.
+#ifndef QCOW2CHECK_REPAIR_ORPHAN_EVIDENCE_H_
+#define QCOW2CHECK_REPAIR_ORPHAN_EVIDENCE_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checker/check_state.h"
+#include "common/cluster_set.h"
+#include "repair/plan_builder.h"
+#include "repair/stored_refcounts.h"
+
+namespace qcow2check {
+
+struct Explanation {
+  uint64_t offset_bytes = 0;  // where the entry should lead
+  bool refcount_is_one = false;
+  std::string evidence;
+};
+
+// An L2 entry and its place.
+struct EntryAt {
+  uint64_t place_bytes = 0;  // in the file
+  uint64_t l2_index = 0;
+  uint64_t entry = 0;
+};
+
+class OrphanEvidence {
+ public:
+  // Both must outlive this object.
+  OrphanEvidence(const CheckState& state, const PlanBuilder& plan, const StoredRefcounts& stored);
+
+  // For an L2 entry that leads to no place of its own.
+  std::optional<Explanation> ForDataEntry(const EntryAt& at) const;
+  // For one of several entries that lead to the same place: only what its neighbours say.
+  std::optional<Explanation> FromBothNeighbours(const EntryAt& at) const;
+  // For an L1 entry that leads to no L2 table.
+  std::optional<Explanation> ForL1Entry(uint64_t entry) const;
+
+  // Whether the cluster is an orphan that may be guest data.
+  bool IsOrphan(uint64_t offset_bytes) const;
+  // Orphans that are L2 tables, by offset.
+  const std::vector<uint64_t>& tables() const { return tables_; }
+  uint64_t damaged_l1_entries() const { return damaged_l1_entries_; }
+
+ private:
+  void SetTablesAside();
+  // What the entry before or behind says: the place that follows its cluster, or comes before.
+  std::optional<uint64_t> Neighbour(const EntryAt& at, int direction) const;
+  Explanation Explain(uint64_t offset_bytes, std::string evidence) const;
+  // A pointer behind the end of the file whose target has a refcount was right once: the file
+  // was cut off.
+  bool WasCutOff(uint64_t offset_bytes) const;
+
+  const CheckState& state_;
+  const PlanBuilder& plan_;
+  const StoredRefcounts& stored_;
+  ClusterSet orphans_;
+  std::vector<uint64_t> tables_;
+  uint64_t damaged_l1_entries_ = 0;
+  uint64_t damaged_l2_entries_ = 0;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_REPAIR_ORPHAN_EVIDENCE_H_

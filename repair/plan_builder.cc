@@ -1,0 +1,138 @@
+#include "repair/plan_builder.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/byte_order.h"
+#include "common/checked_math.h"
+
+namespace qcow2check {
+
+PlanReason ReasonFor(const Finding& finding, std::string text) {
+  const FindingCodeInfo& info = InfoOf(finding.code);
+  return {finding.code, finding.host_offset, info.action, info.safety, std::move(text)};
+}
+
+PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options)
+    : file_(file), options_(options), image_(file) {
+  plan_.old_size_bytes = file.size_bytes();
+}
+
+void PlanBuilder::Flush() { new_step_ = true; }
+
+bool PlanBuilder::MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
+                            const PlanReason& reason, PlanStep& step) {
+  std::vector<uint8_t> old(bytes.size());
+  absl::Status status = image_.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(old));
+  if (status.ok() && absl::MakeConstSpan(old) == bytes) return false;
+  if (status.ok()) status = image_.Patch(offset_bytes, bytes);
+  if (!status.ok()) {
+    Decline(reason.code, reason.finding_offset,
+            absl::StrCat("what is there now cannot be kept: ", status.message()));
+    return false;
+  }
+  step.writes.push_back({.reason = reason,
+                         .offset_bytes = offset_bytes,
+                         .length_bytes = bytes.size(),
+                         .old_bytes = std::move(old),
+                         .new_bytes = {bytes.begin(), bytes.end()}});
+  ++writes_;
+  return true;
+}
+
+PlanStep& PlanBuilder::CurrentStep() {
+  if (new_step_) steps_.emplace_back();
+  new_step_ = false;
+  return steps_.back();
+}
+
+void PlanBuilder::Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
+                        const PlanReason& reason) {
+  // A structure in the last cluster of a file that ends inside that cluster.
+  const uint64_t end = offset_bytes + bytes.size();
+  if (end > image_.size_bytes()) {
+    if (options_.fixed_size) {
+      Decline(reason.code, reason.finding_offset, "the device ends before the place to write");
+      return;
+    }
+    GrowTo(end);
+  }
+  PlanStep step;
+  if (!MakeWrite(offset_bytes, bytes, reason, step)) return;
+  CurrentStep().writes.push_back(std::move(step.writes.front()));
+}
+
+void PlanBuilder::Write64(uint64_t offset_bytes, uint64_t value, const PlanReason& reason) {
+  uint8_t bytes[8];
+  Store64(bytes, value);
+  Write(offset_bytes, bytes, reason);
+}
+
+void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
+                             const PlanReason& reason) {
+  if (offset_bytes + bytes.size() > file_.size_bytes()) {
+    Write(offset_bytes, bytes, reason);
+  } else {
+    MakeWrite(offset_bytes, bytes, reason, first_);
+  }
+}
+
+void PlanBuilder::WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
+                            const PlanReason& reason) {
+  MakeWrite(offset_bytes, bytes, reason, plan_.closing);
+}
+
+void PlanBuilder::CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
+                           const PlanReason& reason) {
+  if (image_.IsPatched(from_bytes, length_bytes) || !ReadsAsZeros(image_, to_bytes, length_bytes)) {
+    CopyOriginal(from_bytes, to_bytes, length_bytes, reason);
+    return;
+  }
+  image_.PatchCopy(from_bytes, to_bytes, length_bytes);
+  CurrentStep().writes.push_back({.reason = reason,
+                                  .offset_bytes = to_bytes,
+                                  .length_bytes = length_bytes,
+                                  .copy_from_bytes = from_bytes});
+  ++writes_;
+}
+
+void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
+                               const PlanReason& reason) {
+  std::vector<uint8_t> bytes(length_bytes);
+  const absl::Status status = file_.ReadAt(HostOffset{from_bytes}, absl::MakeSpan(bytes));
+  if (status.ok()) {
+    Write(to_bytes, bytes, reason);
+  } else {
+    Decline(reason.code, reason.finding_offset, std::string(status.message()));
+  }
+}
+
+void PlanBuilder::GrowTo(uint64_t size_bytes) {
+  if (size_bytes <= image_.size_bytes()) return;
+  image_.Grow(size_bytes);
+  // Growth behind which nothing was planned yet is one growth.
+  if (steps_.empty() || !steps_.back().writes.empty()) new_step_ = true;
+  CurrentStep().grow_to_bytes = size_bytes;
+}
+
+void PlanBuilder::Decline(FindingCode code, std::optional<HostOffset> host_offset,
+                          std::string reason) {
+  const uint64_t place = host_offset ? host_offset->bytes : kSaturated;
+  if (!declined_.insert({code, place}).second) return;
+  plan_.declined.push_back({code, host_offset, std::move(reason)});
+}
+
+void PlanBuilder::AddLostRange(uint64_t guest_offset_bytes, uint64_t length_bytes) {
+  lost_.Add(guest_offset_bytes, length_bytes);
+}
+
+Plan PlanBuilder::Take() && {
+  if (!first_.writes.empty()) steps_.insert(steps_.begin(), std::move(first_));
+  plan_.new_size_bytes = image_.size_bytes();
+  plan_.steps = std::move(steps_);
+  plan_.discards = std::move(freed_);
+  plan_.lost_guest_ranges = lost_.Merged(kSaturated);
+  return std::move(plan_);
+}
+
+}  // namespace qcow2check

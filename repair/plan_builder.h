@@ -1,0 +1,87 @@
+// Puts a plan together: writes go into it and, at once, into the image as it will be.
+#ifndef QCOW2CHECK_REPAIR_PLAN_BUILDER_H_
+#define QCOW2CHECK_REPAIR_PLAN_BUILDER_H_
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/types/span.h"
+#include "common/finding.h"
+#include "common/image_file.h"
+#include "repair/patched_file.h"
+#include "repair/repair_plan.h"
+
+namespace qcow2check {
+
+class PlanBuilder {
+ public:
+  // `file` must outlive this object.
+  PlanBuilder(const ImageFile& file, const RepairOptions& options);
+
+  const RepairOptions& options() const { return options_; }
+  // The image as it will be after all writes so far.
+  const PatchedFile& image() const { return image_; }
+  // Grows with each write that changes something.
+  uint64_t writes() const { return writes_; }
+
+  // Everything planned from now on waits until what was planned before is on disk.
+  void Flush();
+
+  // Plans a write, unless the bytes are there already. Does nothing, and declines the finding, if
+  // what is there now cannot be read.
+  void Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
+  void Write64(uint64_t offset_bytes, uint64_t value, const PlanReason& reason);
+  // As Write, but before everything else in the plan. Only for bytes that no other write touches.
+  void WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
+  // Refcounts are raised before anything else is written, until some have been written otherwise:
+  // then the bytes would no longer be their own.
+  bool writes_refcounts_first() const { return refcounts_first_; }
+  void EndRefcountsFirst() { refcounts_first_ = false; }
+  // Only when a check has shown that all the rest is right.
+  void WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
+  // Copies a cluster of guest data, which the plan changes nowhere, to where only zeros are now.
+  void CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
+                const PlanReason& reason);
+  // Copies what the file has now, before the repair, even if the plan changes it there: bytes that
+  // the guest reads as data and that are metadata, too.
+  void CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
+                    const PlanReason& reason);
+  // Makes the file at least this long; a flush on its own.
+  void GrowTo(uint64_t size_bytes);
+
+  // Says once that a finding is left as it is.
+  void Decline(FindingCode code, std::optional<HostOffset> host_offset, std::string reason);
+  void AddLostRange(uint64_t guest_offset_bytes, uint64_t length_bytes);
+  void AddFreed(const Extent& extent) { freed_.push_back(extent); }
+
+  // The finished plan.
+  Plan Take() &&;
+
+ private:
+  PlanStep& CurrentStep();
+  bool MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason,
+                 PlanStep& step);
+
+  const ImageFile& file_;
+  const RepairOptions options_;
+  PatchedFile image_;
+  PlanStep first_;
+  std::vector<PlanStep> steps_;
+  bool new_step_ = true;
+  bool refcounts_first_ = true;
+  uint64_t writes_ = 0;
+  std::vector<Extent> freed_;
+  GuestRanges lost_;
+  absl::flat_hash_set<std::pair<FindingCode, uint64_t>> declined_;
+  Plan plan_;
+};
+
+// The reason for a write that serves `finding`; action and safety are those of its code.
+PlanReason ReasonFor(const Finding& finding, std::string text);
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_REPAIR_PLAN_BUILDER_H_

@@ -1,0 +1,363 @@
+// L1 and L2 entries: what is proven is set right, what is beyond proof reads as zeros.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/container/btree_map.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_format.h"
+#include "checker/decompress.h"
+#include "checker/table_shape.h"
+#include "common/byte_order.h"
+#include "common/limits.h"
+#include "common/table_entry.h"
+#include "repair/l1_slots.h"
+#include "repair/orphan_evidence.h"
+#include "repair/planners.h"
+#include "repair/stored_refcounts.h"
+#include "repair/zero_entries.h"
+
+namespace qcow2check {
+namespace {
+
+// An entry that a finding is about.
+struct FoundEntry {
+  const Finding& finding;
+  uint64_t place_bytes = 0;
+  uint64_t l2_index = 0;  // of an L2 entry
+  uint64_t entry = 0;
+  uint64_t bitmap_word = 0;  // of an extended L2 entry
+  GuestOffset guest;
+};
+
+class EntryPlanner {
+ public:
+  EntryPlanner(CheckState& state, PlanBuilder& plan)
+      : state_(state),
+        plan_(plan),
+        geometry_(state.geo()),
+        stored_(state, plan),
+        evidence_(state, plan, stored_) {
+    for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
+  }
+
+  void PlanProven();
+  void PlanLost();
+
+ private:
+  template <typename Visit>
+  void ForEachEntry(const Finding& finding, Visit visit) const;
+  void FixL1Entry(const FoundEntry& at);
+  void FixL2Entry(const FoundEntry& at);
+  void FixMisalignedData(const FoundEntry& at);
+  void FixCompressed(const FoundEntry& at);
+  void Relink(const FoundEntry& at, const std::optional<Explanation>& explanation);
+  void RelinkCollision(const Finding& finding);
+  void RelinkZeroSlot();
+  void RelinkLostTable(const Finding& finding);
+  bool Decompresses(uint64_t entry) const;
+  bool PointsIntoFile(uint64_t entry) const {
+    const uint64_t offset = EntryOffset(entry);
+    return offset != 0 && IsAligned(offset, geometry_.cluster_size()) &&
+           offset < state_.file.size_bytes();
+  }
+  uint64_t WeightOf(const FoundEntry& at) const {
+    const uint64_t table = at.place_bytes & ~(geometry_.cluster_size() - 1);
+    const auto found = weight_at_.find(table);
+    return found == weight_at_.end() ? 1 : found->second;
+  }
+  bool BelongsToThisEntryAlone(const FoundEntry& at, uint64_t offset) const {
+    const uint64_t cluster = offset >> geometry_.cluster_bits;
+    return cluster < state_.file_clusters && state_.expected->Get(cluster) == WeightOf(at);
+  }
+  void Set(const FoundEntry& at, uint64_t entry, std::string text,
+           std::optional<RepairAction> action = std::nullopt) {
+    PlanReason reason = ReasonFor(at.finding, std::move(text));
+    reason.finding_offset = HostOffset{at.place_bytes};
+    reason.safety = RepairSafety::kLossless;
+    if (action) reason.action = *action;
+    plan_.Write64(at.place_bytes, entry, reason);
+  }
+
+  CheckState& state_;
+  PlanBuilder& plan_;
+  const Geometry& geometry_;
+  StoredRefcounts stored_;
+  OrphanEvidence evidence_;
+  absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
+  absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
+};
+
+template <typename Visit>
+void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit) const {
+  if (!finding.host_offset) return;
+  const bool is_l1 =
+      finding.structure == Structure::kL1Table || finding.structure == Structure::kSnapshotL1Table;
+  const uint64_t step = is_l1 ? 8 : geometry_.l2_entry_bytes();
+  const uint64_t guest_step = is_l1 ? geometry_.l2_guest_bytes() : geometry_.cluster_size();
+  std::vector<uint8_t> bytes(16);
+  for (uint64_t i = 0; i * step < finding.length_bytes; ++i) {
+    const uint64_t place = finding.host_offset->bytes + i * step;
+    if (!plan_.image().ReadAt(HostOffset{place}, absl::MakeSpan(bytes).first(step)).ok()) continue;
+    const uint64_t guest = finding.guest_offset ? finding.guest_offset->bytes + i * guest_step : 0;
+    visit(FoundEntry{finding, place, finding.l2_index.value_or(0) + i, Load64(bytes.data()),
+                     step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}});
+  }
+}
+
+void EntryPlanner::Relink(const FoundEntry& at, const std::optional<Explanation>& explanation) {
+  if (explanation) relinks_[explanation->offset_bytes].push_back({at, *explanation});
+}
+
+void EntryPlanner::PlanProven() {
+  for (const Finding& finding : state_.findings.findings()) {
+    switch (finding.code) {
+      case FindingCode::kL1EntryReservedBits:
+      case FindingCode::kL1EntryWithoutOffset:
+      case FindingCode::kL2TableMisaligned:
+      case FindingCode::kL2TablePastEnd:
+        ForEachEntry(finding, [this](const FoundEntry& at) { FixL1Entry(at); });
+        break;
+      case FindingCode::kL2EntryReservedBits:
+      case FindingCode::kDataMisaligned:
+      case FindingCode::kZeroClusterMisaligned:
+      case FindingCode::kDataPastEnd:
+      case FindingCode::kCompressedPastEnd:
+      case FindingCode::kCompressedCopied:
+      case FindingCode::kCompressedSubclusters:
+      case FindingCode::kSubclusterConflict:
+      case FindingCode::kSubclusterWithoutCluster:
+      case FindingCode::kZeroFlagNotAllowed:
+      case FindingCode::kZeroClusterPastEnd:
+        ForEachEntry(finding, [this](const FoundEntry& at) { FixL2Entry(at); });
+        break;
+      case FindingCode::kCrossLinkedData:
+      case FindingCode::kDataOnMetadata:
+        RelinkCollision(finding);
+        break;
+      case FindingCode::kL2TableLost:
+        RelinkLostTable(finding);
+        break;
+      default:
+        break;
+    }
+  }
+  RelinkZeroSlot();
+  // An orphan that two entries claim is explained by neither.
+  for (const auto& [offset, claims] : relinks_) {
+    if (claims.size() != 1) continue;
+    const auto& [at, explanation] = claims.front();
+    const bool active = !at.finding.snapshot.has_value();
+    const uint64_t copied =
+        active ? (explanation.refcount_is_one ? kCopiedBit : 0) : at.entry & kCopiedBit;
+    Set(at, offset | copied, explanation.evidence, RepairAction::kRelink);
+  }
+}
+
+void EntryPlanner::FixL1Entry(const FoundEntry& at) {
+  switch (at.finding.code) {
+    case FindingCode::kL1EntryReservedBits: {
+      const uint64_t offset = EntryOffset(at.entry);
+      const bool proven = offset == 0 || (PointsIntoFile(at.entry) && !IsLostTable(state_, offset));
+      if (proven) {
+        Set(at, offset == 0 ? 0 : at.entry & ~kL1ReservedMask, "the reserved bits are cleared");
+      }
+      return;
+    }
+    case FindingCode::kL1EntryWithoutOffset: {
+      const std::optional<Explanation> explanation = evidence_.ForL1Entry(at.entry);
+      if (explanation) return Relink(at, explanation);
+      if (evidence_.tables().empty()) Set(at, 0, "flags without an offset mean nothing");
+      return;
+    }
+    case FindingCode::kL2TableMisaligned:
+      if (at.finding.expected) {
+        const uint64_t offset = EntryOffset(at.entry) & ~(geometry_.cluster_size() - 1);
+        Set(at, offset | (at.entry & kCopiedBit),
+            absl::StrFormat("the cluster at 0x%x is beyond doubt the L2 table", offset),
+            RepairAction::kRelink);
+        return;
+      }
+      [[fallthrough]];
+    default:
+      Relink(at, evidence_.ForL1Entry(at.entry));
+  }
+}
+
+void EntryPlanner::FixL2Entry(const FoundEntry& at) {
+  const EntryAt entry = {at.place_bytes, at.l2_index, at.entry};
+  switch (at.finding.code) {
+    case FindingCode::kL2EntryReservedBits:
+      if (EntryOffset(at.entry) == 0 || PointsIntoFile(at.entry) || geometry_.data_file) {
+        Set(at, at.entry & ~kStandardL2ReservedMask, "the reserved bits are cleared");
+      }
+      return;
+    case FindingCode::kZeroFlagNotAllowed:
+      Set(at, at.entry & ~kZeroBit, "version 2 has no zero flag");
+      return;
+    case FindingCode::kZeroClusterMisaligned:
+    case FindingCode::kZeroClusterPastEnd:
+      Set(at, geometry_.extended_l2 ? 0 : kZeroBit, "the range reads as zeros as before");
+      return;
+    case FindingCode::kCompressedCopied:
+    case FindingCode::kCompressedSubclusters:
+      return FixCompressed(at);
+    case FindingCode::kSubclusterConflict: {
+      const SubclusterBitmap bitmap = DecodeSubclusterBitmap(at.bitmap_word);
+      const uint64_t zeros = bitmap.reads_as_zeros & ~bitmap.allocated;
+      PlanReason reason = ReasonFor(at.finding, "what is in the cluster counts");
+      reason.finding_offset = HostOffset{at.place_bytes};
+      plan_.Write64(at.place_bytes + 8, zeros << 32 | bitmap.allocated, reason);
+      return;
+    }
+    case FindingCode::kDataMisaligned:
+      return FixMisalignedData(at);
+    default:
+      Relink(at, evidence_.ForDataEntry(entry));
+  }
+}
+
+void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
+  if (geometry_.data_file) {
+    Set(at, at.guest.bytes | kCopiedBit, "in a data file, a cluster lies at its guest offset",
+        RepairAction::kRelink);
+    return;
+  }
+  const uint64_t rounded = EntryOffset(at.entry) & ~(geometry_.cluster_size() - 1);
+  const uint64_t cluster = rounded >> geometry_.cluster_bits;
+  if (rounded != 0 && BelongsToThisEntryAlone(at, rounded) && stored_.Get(cluster) != 0) {
+    Set(at, (at.entry & ~kOffsetMask & ~kStandardL2ReservedMask) | rounded,
+        absl::StrFormat("the cluster at 0x%x is in use, and by nobody else", rounded),
+        RepairAction::kRelink);
+    return;
+  }
+  Relink(at, evidence_.ForDataEntry({at.place_bytes, at.l2_index, at.entry}));
+}
+
+bool EntryPlanner::Decompresses(uint64_t entry) const {
+  const CompressedRange range = DecodeCompressed(entry, geometry_.cluster_bits);
+  if (state_.IsOutside(range.offset_bytes, range.length_bytes) ||
+      geometry_.cluster_size() > kMaxPieceBytes) {
+    return false;
+  }
+  std::vector<uint8_t> input(range.length_bytes), output(geometry_.cluster_size());
+  if (!plan_.image().ReadAt(HostOffset{range.offset_bytes}, absl::MakeSpan(input)).ok()) {
+    return false;
+  }
+  const auto type = static_cast<CompressionType>(state_.header.compression_type);
+  return DecompressCluster(input, type, absl::MakeSpan(output)).error.empty();
+}
+
+// COPIED, or a subcluster bitmap, on a compressed entry: either that is too much, or the flag that
+// says "compressed" is. The data tells.
+void EntryPlanner::FixCompressed(const FoundEntry& at) {
+  const uint64_t standard = at.entry & ~kCompressedBit;
+  const bool fits_standard = (standard & kStandardL2ReservedMask) == 0 && PointsIntoFile(standard);
+  if (fits_standard && !Decompresses(at.entry) &&
+      (BelongsToThisEntryAlone(at, EntryOffset(standard)) ||
+       evidence_.IsOrphan(EntryOffset(standard)))) {
+    Set(at, standard, "what it points to is no compressed data, and a whole cluster of its own");
+    return;
+  }
+  if (at.finding.code == FindingCode::kCompressedCopied) {
+    Set(at, at.entry & ~kCopiedBit, "a compressed cluster has no COPIED flag");
+    return;
+  }
+  PlanReason reason = ReasonFor(at.finding, "a compressed cluster has no subclusters");
+  reason.finding_offset = HostOffset{at.place_bytes};
+  plan_.Write64(at.place_bytes + 8, 0, reason);
+}
+
+// Of several users of one cluster, the one whose neighbours agree on an orphan is the one whose
+// pointer was damaged. Metadata is never the damaged one.
+void EntryPlanner::RelinkCollision(const Finding& finding) {
+  std::vector<std::pair<FoundEntry, Explanation>> explained;
+  for (const Owner& owner : finding.owners) {
+    if (!owner.entry_offset || owner.structure != Structure::kDataCluster) continue;
+    uint8_t bytes[8];
+    if (!plan_.image().ReadAt(*owner.entry_offset, bytes).ok()) continue;
+    const EntryAt at = {owner.entry_offset->bytes, owner.l2_index.value_or(0), Load64(bytes)};
+    const std::optional<Explanation> explanation = finding.code == FindingCode::kDataOnMetadata
+                                                       ? evidence_.ForDataEntry(at)
+                                                       : evidence_.FromBothNeighbours(at);
+    if (!explanation) continue;
+    explained.push_back({FoundEntry{finding, at.place_bytes, at.l2_index, at.entry, 0,
+                                    owner.guest_offset.value_or(GuestOffset{})},
+                         *explanation});
+  }
+  if (explained.size() == 1) Relink(explained.front().first, explained.front().second);
+}
+
+// An L2 table that nothing references, no damaged pointer, and one slot of the L1 table that leads
+// nowhere: it led there.
+void EntryPlanner::RelinkZeroSlot() {
+  if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0) return;
+  const uint64_t needed = geometry_.l1_entries_needed();
+  if (needed == 0 || state_.active_l1.size() + 1 != needed || needed > state_.header.l1_size) {
+    return;
+  }
+  uint64_t slot = 0;
+  while (slot < state_.active_l1.size() && state_.active_l1[slot].l1_index == slot) ++slot;
+  const uint64_t table = evidence_.tables().front();
+  for (const Finding& finding : state_.findings.findings()) {
+    if (finding.code != FindingCode::kOrphanL2Table) continue;
+    const bool one = stored_.Get(table >> geometry_.cluster_bits) == 1;
+    PlanReason reason = ReasonFor(
+        finding, absl::StrFormat("slot %d of the L1 table is the only one that leads nowhere, and "
+                                 "this the only unreferenced L2 table",
+                                 slot));
+    plan_.Write64(state_.header.l1_table_offset + slot * 8, table | (one ? kCopiedBit : 0), reason);
+  }
+}
+
+// The table may be lost, or only the pointer to it.
+void EntryPlanner::RelinkLostTable(const Finding& finding) {
+  if (finding.confidence != Confidence::kCertain || state_.findings.Has(FindingCode::kL1Lost)) {
+    return;
+  }
+  const uint64_t table = finding.host_offset->bytes & ~(geometry_.cluster_size() - 1);
+  ForEachL1SlotTo(state_, plan_, table, finding.l1_index.value_or(0), [&](const L1Slot& slot) {
+    if (!slot.active) return;
+    Relink(FoundEntry{finding, slot.place_bytes, 0, slot.entry, 0, GuestOffset{}},
+           evidence_.ForL1Entry(slot.entry));
+  });
+}
+
+void EntryPlanner::PlanLost() {
+  if (state_.findings.Has(FindingCode::kL1Lost)) return;
+  ZeroEntries zeros(state_, plan_);
+  for (const Finding& finding : state_.findings.findings()) {
+    switch (finding.code) {
+      case FindingCode::kL2TablePastEnd:
+      case FindingCode::kL2TableMisaligned:
+      case FindingCode::kL1EntryWithoutOffset:
+        ForEachEntry(finding,
+                     [&](const FoundEntry& at) { zeros.AddL1(finding, at.place_bytes, at.guest); });
+        break;
+      case FindingCode::kDataPastEnd:
+      case FindingCode::kDataMisaligned:
+      case FindingCode::kCompressedPastEnd:
+        ForEachEntry(finding,
+                     [&](const FoundEntry& at) { zeros.AddL2(finding, at.place_bytes, at.guest); });
+        break;
+      case FindingCode::kSubclusterWithoutCluster:
+        ForEachEntry(finding, [&](const FoundEntry& at) {
+          zeros.AddSubclusters(finding, at.place_bytes, at.guest, at.bitmap_word);
+        });
+        break;
+      default:
+        break;
+    }
+  }
+  zeros.Commit();
+}
+
+}  // namespace
+
+void PlanProvenEntries(CheckState& state, PlanBuilder& plan) {
+  EntryPlanner(state, plan).PlanProven();
+}
+
+void PlanLostEntries(CheckState& state, PlanBuilder& plan) { EntryPlanner(state, plan).PlanLost(); }
+
+}  // namespace qcow2check

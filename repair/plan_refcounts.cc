@@ -1,0 +1,113 @@
+// Refcounts: raised to the number of references, rebuilt where they cannot be read, lowered where
+// the rest is proven waste.
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "repair/planners.h"
+#include "repair/refcount_structures.h"
+#include "repair/stored_refcounts.h"
+
+namespace qcow2check {
+namespace {
+
+bool IsTooLow(const Finding& finding) {
+  switch (finding.code) {
+    case FindingCode::kRefcountTooLow:
+    case FindingCode::kRefcountZeroInUse:
+    case FindingCode::kRefcountOverflow:
+      return true;
+    case FindingCode::kRefcountLazy:  // also a COPIED flag, which then has a target
+      return !finding.target.has_value();
+    default:
+      return false;
+  }
+}
+
+uint64_t FirstCluster(const CheckState& state, const Finding& finding) {
+  return state.geo().ClusterOf(*finding.host_offset).value;
+}
+
+}  // namespace
+
+void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
+  if (!state.refcounts_readable) return;
+  StoredRefcounts stored(state, plan);
+  for (const Finding& finding : state.findings.findings()) {
+    if (!IsTooLow(finding) || !finding.expected) continue;
+    const uint64_t count = std::min(*finding.expected, state.geo().refcount_max());
+    // Later in a repair, other writes to the same bytes are planned already.
+    stored.Set(FirstCluster(state, finding), finding.clusters, count,
+               ReasonFor(finding, absl::StrFormat("referenced %d times, so the refcount is %d",
+                                                  *finding.expected, count)),
+               plan.writes_refcounts_first());
+  }
+}
+
+void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
+  RefcountStructures structures(state, plan);
+  if (!structures.NeedsRepair()) return;
+  // What is said to the user is the worst that is wrong with them.
+  const Finding* why = nullptr;
+  for (const Finding& finding : state.findings.findings()) {
+    const bool is_reason = InfoOf(finding.code).action == RepairAction::kRebuildRefcounts ||
+                           finding.code == FindingCode::kRefcountOverflow ||
+                           finding.code == FindingCode::kMetadataOverlap || IsTooLow(finding);
+    if (is_reason && (why == nullptr || finding.code < why->code)) why = &finding;
+  }
+  if (why == nullptr) return;
+  PlanReason reason = ReasonFor(*why, "new refcount structures, made from the mapping tables");
+  reason.action = RepairAction::kRebuildRefcounts;
+  reason.safety = RepairSafety::kLossless;
+  plan.EndRefcountsFirst();
+  structures.Commit(reason);
+}
+
+void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
+  if (!state.refcounts_readable) return;
+  const bool proven = state.coverage.complete() && state.held_back.clusters == 0;
+  const bool free_orphans = plan.options().free_orphans;
+  StoredRefcounts stored(state, plan);
+  plan.EndRefcountsFirst();
+  plan.Flush();
+  for (const Finding& finding : state.findings.findings()) {
+    std::string why;
+    switch (finding.code) {
+      case FindingCode::kLeakedCluster:
+        if (!proven && !free_orphans) continue;
+        why = "nothing references these clusters, and nothing was lost that they could belong to";
+        break;
+      case FindingCode::kLeakSuspicious:
+        if (!free_orphans) {
+          plan.Decline(
+              finding.code, finding.host_offset,
+              absl::StrCat("kept, they may be the only copy of something: ", state.held_back.why));
+          continue;
+        }
+        why = "freed because --free-orphans asks for it";
+        break;
+      case FindingCode::kRefcountTooHigh:
+        if (!proven && !free_orphans) {
+          plan.Decline(finding.code, finding.host_offset,
+                       "kept: what is missing or could not be examined may reference it");
+          continue;
+        }
+        why = absl::StrFormat("referenced %d times", *finding.expected);
+        break;
+      case FindingCode::kRefcountPastEnd:
+        why = "there is nothing at this place: the file ends before it";
+        break;
+      default:
+        continue;
+    }
+    const uint64_t first = FirstCluster(state, finding);
+    PlanReason reason = ReasonFor(finding, std::move(why));
+    reason.action = RepairAction::kLowerRefcount;
+    stored.Set(first, finding.clusters, finding.expected.value_or(0), reason);
+    if (finding.expected.value_or(0) == 0 && first < state.file_clusters) {
+      plan.AddFreed({first << state.geo().cluster_bits, (first + finding.clusters)
+                                                            << state.geo().cluster_bits});
+    }
+  }
+  plan.Flush();
+}
+
+}  // namespace qcow2check
