@@ -65,7 +65,7 @@ void OpenDataFile(const std::string& image, const std::string& name, CheckOption
 }
 
 Outcome CheckOne(const std::string& path, const CheckCommandOptions& command) {
-  if (!command.repair.empty()) {
+  if (command.repair.has_value()) {
     return CouldNotCheck(absl::StrCat("this version checks but does not repair; nothing in '", path,
                                       "' was changed"));
   }

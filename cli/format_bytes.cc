@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/string_view.h"
+#include "absl/strings/str_join.h"
 
 namespace qcow2check {
 
@@ -29,6 +29,15 @@ std::string FormatCount(uint64_t count) {
     text.push_back(digits[i]);
   }
   return text;
+}
+
+std::string Counted(uint64_t count, absl::string_view one, absl::string_view many) {
+  return absl::StrCat(FormatCount(count), " ", count == 1 ? one : many);
+}
+
+std::string HexBytes(absl::Span<const uint8_t> bytes) {
+  return absl::StrJoin(
+      bytes, " ", [](std::string* out, uint8_t byte) { absl::StrAppendFormat(out, "%02x", byte); });
 }
 
 }  // namespace qcow2check

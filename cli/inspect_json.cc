@@ -4,6 +4,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
+#include "cli/format_bytes.h"
 #include "cli/header_meaning.h"
 #include "cli/inspect_words.h"
 

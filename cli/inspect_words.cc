@@ -12,11 +12,6 @@
 
 namespace qcow2check {
 
-std::string HexBytes(absl::Span<const uint8_t> bytes) {
-  return absl::StrJoin(
-      bytes, " ", [](std::string* out, uint8_t byte) { absl::StrAppendFormat(out, "%02x", byte); });
-}
-
 std::string EntryBytes(uint64_t entry) {
   std::array<uint8_t, 8> bytes;
   Store64(bytes.data(), entry);
@@ -24,10 +19,6 @@ std::string EntryBytes(uint64_t entry) {
 }
 
 std::string QuotedText(absl::string_view text) { return absl::StrCat("\"", Printable(text), "\""); }
-
-std::string Counted(uint64_t count, absl::string_view one, absl::string_view many) {
-  return absl::StrCat(FormatCount(count), " ", count == 1 ? one : many);
-}
 
 std::string GuestRangeText(uint64_t begin, uint64_t length) {
   return absl::StrCat(begin == 0 ? "0" : FormatBytes(begin), " to ",

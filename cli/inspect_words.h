@@ -11,14 +11,10 @@
 
 namespace qcow2check {
 
-// "51 46 49 fb".
-std::string HexBytes(absl::Span<const uint8_t> bytes);
 // A table entry as its bytes are in the file.
 std::string EntryBytes(uint64_t entry);
 // A name from the image, in quotes and fit for a terminal.
 std::string QuotedText(absl::string_view text);
-// "1 entry", "8,192 entries".
-std::string Counted(uint64_t count, absl::string_view one, absl::string_view many);
 // "0 to 512 MiB".
 std::string GuestRangeText(uint64_t begin, uint64_t length);
 // "... and 7 more", as a line; empty for 0.

@@ -15,18 +15,24 @@ namespace {
 
 constexpr char kFooter[] =
     "Other commands:\n"
+    "  qcow2check undo UNDOFILE IMAGE          take back a repair (see qcow2check undo --help)\n"
     "  qcow2check inspect IMAGE [--json] ...   show the metadata (see qcow2check inspect --help)\n"
     "  qcow2check explain CODE                 what a finding means and what to do\n"
     "  qcow2check --list-codes                 all finding codes\n"
     "\n"
-    "Exit codes: 0 consistent; 1 the check could not be completed; 2 corruption; 3 leaks only;\n"
-    "63 not a qcow2 image. A check never changes the image.";
+    "Exit codes: 0 consistent; 1 the check or repair could not be completed; 2 corruption;\n"
+    "3 leaks only; 63 not a qcow2 image: of the image as it is at the end. Without --repair "
+    "nothing\n"
+    "is ever written.";
 
 // Long options: those of `qemu-img check`, and our own.
 constexpr absl::string_view kQemuOptions[] = {"help",   "format",     "repair",     "output",
                                               "object", "image-opts", "force-share"};
-constexpr absl::string_view kOwnOptions[] = {"version",     "json",  "quiet",
-                                             "verify-data", "chain", "max-findings"};
+constexpr absl::string_view kOwnOptions[] = {"version", "json",         "quiet",   "verify-data",
+                                             "chain",   "max-findings", "dry-run", "undo-file",
+                                             "no-undo", "free-orphans", "discard"};
+
+constexpr char kBareRepair[] = "--repair";
 
 // The only option that starts with `beginning`; empty if there is none or more than one.
 absl::string_view OnlyMatch(absl::Span<const absl::string_view> options,
@@ -59,8 +65,49 @@ std::vector<std::string> WithFullNames(const std::vector<std::string>& arguments
       match = qemu.empty() && !ambiguous ? match : qemu;
     }
     if (!match.empty()) argument = absl::StrCat("--", match, argument.substr(2 + beginning.size()));
+    if (argument == kBareRepair) argument = absl::StrCat(kBareRepair, "=all");
   }
   return full;
+}
+
+// qemu-img has "--repair leaks", where our --repair takes no argument behind a space. To take
+// "leaks" for an image and repair everything would be more than was asked for.
+absl::Status CheckForRepairArgument(const std::vector<std::string>& arguments) {
+  const auto is_mode = [](absl::string_view word) { return word == "leaks" || word == "all"; };
+  for (size_t i = 0; i + 1 < arguments.size() && arguments[i] != "--"; ++i) {
+    if (!is_mode(arguments[i + 1]) || absl::StrContains(arguments[i], '=')) continue;
+    if (WithFullNames({arguments[i]})[0] != absl::StrCat(kBareRepair, "=all")) continue;
+    return absl::InvalidArgumentError(absl::StrCat("write --repair=", arguments[i + 1], " (or ./",
+                                                   arguments[i + 1],
+                                                   " for an image of that name)"));
+  }
+  return absl::OkStatus();
+}
+
+// What can only be asked for together, and what cannot.
+absl::Status CheckRepairOptions(const CheckCommandOptions& options) {
+  const auto wrong = [](auto... words) {
+    return absl::InvalidArgumentError(absl::StrCat(words...));
+  };
+  if (!options.repair) {
+    const absl::string_view alone = options.dry_run              ? "--dry-run"
+                                    : !options.undo_file.empty() ? "--undo-file"
+                                    : options.no_undo            ? "--no-undo"
+                                    : options.free_orphans       ? "--free-orphans"
+                                    : options.discard            ? "--discard"
+                                                                 : "";
+    return alone.empty() ? absl::OkStatus() : wrong(alone, " is for a repair: it needs --repair");
+  }
+  if (options.force_share) {
+    return wrong("-U cannot be used with --repair: nobody else may use the image meanwhile");
+  }
+  if (!options.undo_file.empty() && options.no_undo) {
+    return wrong("--undo-file and --no-undo contradict each other");
+  }
+  if (!options.undo_file.empty() && options.images.size() > 1) {
+    return wrong("--undo-file is for one image, but ", options.images.size(), " are named");
+  }
+  return absl::OkStatus();
 }
 
 // CLI11 takes an argument "[a,b]" for a list of two. A NUL, which no argument can hold, hides its
@@ -89,6 +136,25 @@ absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--image-opts: '", text, "' names no file (file.filename=...)"));
+}
+
+void AddRepairOptions(CLI::App& app, CheckCommandOptions& options, std::string& repair) {
+  app.add_option(
+         "-r,--repair", repair,
+         "Repair what can be proven; =leaks: only free leaked clusters (--repair alone: all)")
+      ->check(CLI::IsMember({"leaks", "all"}))
+      ->type_name("leaks|all")
+      ->take_last();
+  app.add_flag("-n,--dry-run", options.dry_run,
+               "With --repair: print every write it would do, and write nothing");
+  app.add_option("--undo-file", options.undo_file,
+                 "Keep what the repair overwrites in this new file (otherwise: IMAGE.undo)")
+      ->type_name("PATH")
+      ->take_last();
+  app.add_flag("--no-undo", options.no_undo, "Keep nothing: the repair cannot be taken back");
+  app.add_flag("--free-orphans", options.free_orphans,
+               "Also free clusters that may be the only copy of lost data");
+  app.add_flag("--discard", options.discard, "Punch holes where clusters were freed");
 }
 
 }  // namespace
@@ -122,11 +188,8 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
       ->take_last()
       ->capture_default_str();
   app.add_option("-f,--format", options.format, "Only qcow2 can be checked")->take_last();
-  app.add_option("-r", options.repair, "Not in this version: see --repair")
-      ->check(CLI::IsMember({"leaks", "all"}))
-      ->take_last();
-  app.add_flag("--repair{all}", options.repair,
-               "Not in this version: refused, and nothing is changed");
+  std::string repair;
+  AddRepairOptions(app, options, repair);
   app.add_flag("--image-opts", options.image_opts,
                "IMAGE is a list of options, as for qemu-img (file.filename=...)");
   std::string ignored;
@@ -134,6 +197,7 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   app.add_option("-T", ignored, "Cache mode of qemu-img: accepted, not needed")->take_last();
   app.add_option("--object", ignored_objects, "Accepted, not needed: no key is needed to check")
       ->allow_extra_args(false);
+  if (absl::Status wrong = CheckForRepairArgument(arguments); !wrong.ok()) return wrong;
   std::vector<std::string> reversed = WithFullNames(arguments);
   std::reverse(reversed.begin(), reversed.end());
   for (std::string& argument : reversed) {
@@ -151,6 +215,8 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
     return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check --help)"));
   }
   options.json = options.json || output == "json";
+  if (!repair.empty()) options.repair = repair == "all" ? RepairMode::kAll : RepairMode::kLeaks;
+  if (absl::Status wrong = CheckRepairOptions(options); !wrong.ok()) return wrong;
   for (std::string& image : options.images) {
     if (!image.empty() && image.back() == kNoList) image.pop_back();
   }

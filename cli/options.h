@@ -3,10 +3,12 @@
 #define QCOW2CHECK_CLI_OPTIONS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "repair/repair_plan.h"
 
 namespace qcow2check {
 
@@ -20,8 +22,14 @@ struct CheckCommandOptions {
   bool chain = false;
   uint64_t max_findings = 1000;
   std::string format = "qcow2";
-  std::string repair;  // what -r or --repair asked for; empty: nothing
   bool image_opts = false;
+  std::optional<RepairMode> repair;  // nothing: only check
+  // The rest only with `repair`.
+  bool dry_run = false;
+  std::string undo_file;  // empty: a name of our choice beside the image
+  bool no_undo = false;
+  bool free_orphans = false;
+  bool discard = false;
 };
 
 // What the arguments ask for. `help` is set instead if they ask for help or the version.

@@ -10,114 +10,12 @@
 #include "absl/strings/string_view.h"
 #include "cli/format_bytes.h"
 #include "cli/printable.h"
+#include "cli/text_parts.h"
 #include "cli/wrapped.h"
 #include "common/finding.h"
 
 namespace qcow2check {
 namespace {
-
-constexpr size_t kShownPerCode = 3;
-constexpr size_t kRangesShown = 4;
-constexpr size_t kOwnersShown = 4;
-// Where the words behind a finding code start.
-constexpr size_t kCodeIndent = 24;
-
-constexpr absl::string_view kRed = "\x1b[31m";
-constexpr absl::string_view kYellow = "\x1b[33m";
-constexpr absl::string_view kGreen = "\x1b[32m";
-constexpr absl::string_view kPlain = "\x1b[0m";
-
-std::string Coloured(absl::string_view text, absl::string_view colour, bool on) {
-  return on ? absl::StrCat(colour, text, kPlain) : std::string(text);
-}
-
-// "- text" as an item of a list that stands behind `indent` spaces.
-std::string Item(absl::string_view text, size_t indent) {
-  return absl::StrCat(std::string(indent, ' '), "- ", Wrapped(text, indent + 2, indent + 2), "\n");
-}
-
-bool IsExactInWords(uint64_t bytes) {
-  int unit = 0;
-  while (unit < 60 && (bytes >> (unit + 10)) != 0) unit += 10;
-  const uint64_t below_unit = bytes & ((uint64_t{1} << unit) - 1);
-  // At most two decimals: a quarter is the smallest binary fraction that has no more.
-  return unit == 0 || below_unit % (uint64_t{1} << (unit - 2)) == 0;
-}
-
-// "512 MiB to 1 GiB" where these numbers are exact; else in hexadecimal, with the length in words.
-std::string RangeText(uint64_t offset, uint64_t length) {
-  const uint64_t end = offset + length;
-  if (end > offset && IsExactInWords(offset) && IsExactInWords(end)) {
-    return absl::StrCat(offset == 0 ? "0" : FormatBytes(offset), " to ", FormatBytes(end));
-  }
-  return absl::StrFormat("0x%x-0x%x (%s at %s)", offset, end - 1, FormatBytes(length),
-                         FormatBytes(offset));
-}
-
-std::string TimesText(uint64_t count) {
-  return count == 1 ? "once" : absl::StrCat(count, " times");
-}
-
-std::string OwnersText(const Finding& finding) {
-  if (finding.owners.empty()) return "";
-  std::vector<std::string> owners;
-  for (const Owner& owner : finding.owners) {
-    if (owners.size() == kOwnersShown) break;
-    std::string text(WordsOf(owner.structure));
-    if (owner.guest_offset)
-      absl::StrAppendFormat(&text, " (guest 0x%x)", owner.guest_offset->bytes);
-    if (owner.snapshot) absl::StrAppend(&text, " of snapshot ", *owner.snapshot);
-    owners.push_back(std::move(text));
-  }
-  if (finding.owners.size() > kOwnersShown) {
-    owners.push_back(absl::StrCat(finding.owners.size() - kOwnersShown, " more"));
-  }
-  // Of merged clusters only the first one's owners are known.
-  return absl::StrCat(
-      finding.clusters > 1 && !finding.target ? "; the first is used by " : "; used by ",
-      absl::StrJoin(owners, " and "));
-}
-
-std::string EntryText(const Finding& finding) {
-  if (!finding.target || !finding.l1_index) return "";
-  if (!finding.l2_index) return absl::StrCat(" (L1 entry ", *finding.l1_index, ")");
-  return absl::StrCat(" (L1 entry ", *finding.l1_index, ", L2 entry ", *finding.l2_index, ")");
-}
-
-std::string RefcountText(const Finding& finding) {
-  const RepairAction action = InfoOf(finding.code).action;
-  if (action != RepairAction::kRaiseRefcount && action != RepairAction::kLowerRefcount) return "";
-  if (!finding.stored || !finding.expected || finding.target) return "";
-  return absl::StrCat(": refcount ", *finding.stored,
-                      *finding.expected == 0
-                          ? ", never referenced"
-                          : absl::StrCat(", referenced ", TimesText(*finding.expected)));
-}
-
-// Where one finding is: host place, guest range, owners.
-std::string PlaceText(const Finding& finding) {
-  std::string text;
-  if (finding.host_offset) {
-    absl::StrAppendFormat(&text, "at 0x%x", finding.host_offset->bytes);
-    if (finding.clusters > 1 && !finding.target) {
-      absl::StrAppendFormat(&text, "-0x%x (%s clusters, %s)",
-                            finding.host_offset->bytes + finding.length_bytes - 1,
-                            FormatCount(finding.clusters), FormatBytes(finding.length_bytes));
-    }
-    absl::StrAppend(&text, EntryText(finding));
-  }
-  if (finding.target) absl::StrAppendFormat(&text, ", points to 0x%x", finding.target->bytes);
-  if (finding.guest_offset && finding.guest_length_bytes != 0) {
-    absl::StrAppend(&text, ", guest ",
-                    RangeText(finding.guest_offset->bytes, finding.guest_length_bytes));
-  }
-  if (finding.snapshot) absl::StrAppend(&text, ", snapshot ", *finding.snapshot);
-  absl::StrAppend(&text, RefcountText(finding), OwnersText(finding));
-  if (!finding.detail.empty()) {
-    absl::StrAppend(&text, text.empty() ? "" : "; ", Printable(finding.detail));
-  }
-  return text;
-}
 
 // The codes that occurred, worst first: by what they say about the data, then by severity.
 std::vector<CodeTotal> WorstFirst(const Report& report) {
@@ -132,15 +30,8 @@ std::vector<CodeTotal> WorstFirst(const Report& report) {
 
 std::string GroupText(const Report& report, const CodeTotal& total, bool colour) {
   const FindingCodeInfo& info = InfoOf(total.code);
-  const absl::string_view paint = info.severity == Severity::kCorruption ? kRed
-                                  : info.severity == Severity::kInfo     ? kPlain
-                                                                         : kYellow;
-  const size_t used = 2 + info.name.size();
-  std::string lines = absl::StrCat(
-      "  ", Coloured(info.name, paint, colour),
-      used < kCodeIndent ? std::string(kCodeIndent - used, ' ')
-                         : "\n" + std::string(kCodeIndent, ' '),
-      Wrapped(absl::StrCat(info.sentence, ". ", info.meaning), kCodeIndent, kCodeIndent), "\n");
+  std::string lines =
+      CodeParagraph(total.code, absl::StrCat(info.sentence, ". ", info.meaning), colour);
   uint64_t listed = 0, shown = 0;
   for (const Finding& finding : report.findings) {
     if (finding.code != total.code) continue;
@@ -212,25 +103,6 @@ std::string Headline(const std::string& filename, const Report& report, bool col
   const bool fits = columns <= static_cast<size_t>(kTextReportColumns);
   return absl::StrCat(name, ": ", Coloured(verdict, paint, colour), ".",
                       data.empty() ? "" : (fits ? " " : "\n"), data, "\n");
-}
-
-std::string LostRanges(const Report& report) {
-  if (report.lost_guest_bytes == 0) return "";
-  std::vector<std::string> ranges;
-  for (const GuestRange& range : report.lost_guest_ranges) {
-    if (ranges.size() == kRangesShown) break;
-    ranges.push_back(RangeText(range.offset_bytes, range.length_bytes));
-  }
-  if (report.lost_guest_ranges.size() > kRangesShown) {
-    ranges.push_back(absl::StrCat(
-        "and ", FormatCount(report.lost_guest_ranges.size() - kRangesShown), " more ranges"));
-  }
-  return absl::StrCat("\n  ",
-                      Wrapped(absl::StrCat("Guest ranges that cannot be read (",
-                                           FormatBytes(report.lost_guest_bytes),
-                                           "): ", absl::StrJoin(ranges, ", ")),
-                              4, 2),
-                      "\n");
 }
 
 std::string Skipped(const Report& report) {
@@ -329,7 +201,9 @@ std::string TextReport(const std::string& filename, const Report& report,
   for (const CodeTotal& total : codes) {
     absl::StrAppend(&text, GroupText(report, total, options.colour));
   }
-  absl::StrAppend(&text, LostRanges(report), Skipped(report));
+  absl::StrAppend(&text,
+                  RangesParagraph("Guest ranges that cannot be read", report.lost_guest_ranges),
+                  Skipped(report));
   if (!codes.empty()) absl::StrAppend(&text, NextSteps(report, codes.front()));
   if (something_to_say && !chain.empty()) absl::StrAppend(&text, "\n");
   for (const ChainLayer& layer : chain) {
