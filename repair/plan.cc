@@ -1,11 +1,142 @@
 #include "repair/plan.h"
 
-namespace qcow2check {
+#include <array>
+#include <utility>
 
-Plan MakePlan(const ImageFile& file, const RepairOptions&) {
-  Plan plan;
-  plan.old_size_bytes = plan.new_size_bytes = file.size_bytes();
-  return plan;
+#include "absl/strings/str_cat.h"
+#include "checker/check_state.h"
+#include "common/byte_order.h"
+#include "common/limits.h"
+#include "repair/plan_builder.h"
+#include "repair/planners.h"
+
+namespace qcow2check {
+namespace {
+
+// Findings listed of each code in one round; what is beyond comes with the next.
+constexpr uint64_t kFindingsAtOnce = 1u << 16;
+// Every round plans something that the rounds before did not; no image needs nearly as many.
+constexpr int kMostRounds = 100'000;
+
+using Planner = void (*)(CheckState&, PlanBuilder&);
+
+// In the order in which repairs are safe. After the first that plans something, the image is
+// checked again and the first one's turn comes again. Pointers are set right before refcounts are
+// raised, so that only true references are counted; in the plan the raising comes first all the
+// same. Nothing is lowered before all else is done.
+constexpr std::array<Planner, 10> kRepairAll = {
+    PlanL1Table,          PlanProvenEntries,      PlanLostEntries, PlanLostTables,
+    PlanRaisedRefcounts,  PlanRefcountStructures, PlanOwnClusters, PlanCopiedFlags,
+    PlanLoweredRefcounts, PlanFeatureBits,
+};
+constexpr std::array<Planner, 2> kRepairLeaks = {PlanLoweredRefcounts, PlanCopiedFlags};
+// With a part of the image unread, more references may exist than are known, never fewer.
+constexpr std::array<Planner, 1> kRepairUnread = {PlanRaisedRefcounts};
+
+Totals TotalsOf(const CheckState& state) {
+  Totals totals;
+  for (const FindingCodeInfo& info : AllFindingCodes()) {
+    const uint64_t count = state.findings.CountOf(info.code);
+    if (info.tally == Tally::kCorruptions) totals.corruptions += count;
+    if (info.tally == Tally::kLeaks) totals.leaks += count;
+    if (info.tally == Tally::kCheckErrors) totals.check_errors += count;
+  }
+  return totals;
+}
+
+// A header field that changes the meaning of every table was probably damaged. Then most entries
+// look wrong, and repairing them one by one would destroy them.
+bool TablesMakeNoSense(const CheckState& state) {
+  uint64_t wrong = 0;
+  for (const FindingCode code :
+       {FindingCode::kL2EntryReservedBits, FindingCode::kDataMisaligned,
+        FindingCode::kCompressedInDataFile, FindingCode::kSubclusterConflict,
+        FindingCode::kSubclusterWithoutCluster, FindingCode::kCompressedPastEnd,
+        FindingCode::kCompressedSubclusters, FindingCode::kZeroFlagNotAllowed}) {
+    wrong += state.findings.TotalOf(code).clusters;
+  }
+  return wrong >= 16 && wrong * 2 > state.statistics.allocated_clusters;
+}
+
+// Why nothing at all may be changed; empty if nothing speaks against it.
+std::string WhyNothing(const CheckState& state, const RepairOptions& options) {
+  if (!state.geometry) return "the header cannot be understood";
+  for (const FindingCode code :
+       {FindingCode::kUnsupportedVersion, FindingCode::kUnknownIncompatibleFeature}) {
+    if (state.findings.Has(code)) return "the image may mean something else than is known here";
+  }
+  if (state.findings.Has(FindingCode::kClusterBitsSuspect)) {
+    return "the cluster size in the header is probably wrong";
+  }
+  if (!state.refcounts_readable) return "the refcounts cannot be read";
+  constexpr size_t kHeaderLengthField = 100;
+  if (state.header.version == 2 && state.first_cluster.size() > kHeaderLengthField + 4) {
+    const uint32_t length = Load32(&state.first_cluster[kHeaderLengthField]);
+    if (length == kHeaderBytesV3 || length == kHeaderBytesKnown) {
+      return "the header is one of version 3: the version field was probably damaged";
+    }
+  }
+  if (TablesMakeNoSense(state)) {
+    return "most entries of the tables make no sense: a field of the header was probably damaged";
+  }
+  const Totals totals = TotalsOf(state);
+  if (options.mode == RepairMode::kLeaks && totals.corruptions + totals.check_errors != 0) {
+    return absl::StrCat(
+        "there is corruption: freeing leaks could destroy what it hides; "
+        "--repair=all repairs it first");
+  }
+  return "";
+}
+
+absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptions& options) {
+  if (options.mode == RepairMode::kLeaks) return kRepairLeaks;
+  if (TotalsOf(state).check_errors != 0) return kRepairUnread;
+  return kRepairAll;
+}
+
+// Freed clusters that are still free when all is done.
+std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState& state) {
+  const uint64_t size = state.geo().cluster_size();
+  std::vector<Extent> free;
+  for (const Extent& extent : freed) {
+    for (uint64_t at = extent.begin_bytes; at < extent.end_bytes; at += size) {
+      if (state.expected->Get(at / size) != 0) continue;
+      if (!free.empty() && free.back().end_bytes == at) {
+        free.back().end_bytes += size;
+      } else {
+        free.push_back({at, at + size});
+      }
+    }
+  }
+  return free;
+}
+
+}  // namespace
+
+Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
+  PlanBuilder plan(file, options);
+  CheckOptions check;
+  check.max_findings = kFindingsAtOnce;
+  for (int round = 0;; ++round) {
+    CheckState state(plan.image(), check);
+    RunPasses(state, "orphans");
+    const std::string why_nothing = round == 0 || !state.geometry ? WhyNothing(state, options) : "";
+    const uint64_t before = plan.writes();
+    if (why_nothing.empty() && round < kMostRounds) {
+      for (const Planner planner : PlannersFor(state, options)) {
+        planner(state, plan);
+        if (plan.writes() != before) break;
+      }
+    }
+    if (plan.writes() != before) continue;
+    Plan made = std::move(plan).Take();
+    made.refused = why_nothing;
+    made.remaining = TotalsOf(state);
+    made.held_back = state.held_back;
+    made.discards =
+        options.discard && state.geometry ? StillFree(made.discards, state) : std::vector<Extent>{};
+    return made;
+  }
 }
 
 }  // namespace qcow2check

@@ -27,6 +27,7 @@ class RefcountStructures {
   RefcountStructures(const CheckState& state, PlanBuilder& plan);
 
   StoredRefcounts& stored() { return stored_; }
+  uint64_t stored_refcount(uint64_t cluster) const { return stored_.Get(cluster); }
   FreeSpace& space() { return space_; }
 
   // Whether there is something that only new structures can repair.

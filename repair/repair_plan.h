@@ -73,6 +73,7 @@ struct Plan {
   PlanStep closing;
   std::vector<Extent> discards;  // with RepairOptions::discard: punched last of all
   std::vector<DeclinedRepair> declined;
+  std::string refused;  // why nothing at all is planned although there is damage; usually empty
   std::vector<GuestRange> lost_guest_ranges;  // what reads as zeros from now on
   // The findings that remain, as a check of the repaired image will count them.
   Totals remaining;
