@@ -52,8 +52,10 @@ using OpenUndoFile = std::function<absl::StatusOr<std::unique_ptr<WritableImageF
 RepairResult PlanRepair(const ImageFile& file, const CheckOptions& check,
                         const RepairOptions& options);
 
-// Repairs the image in `file`, which the caller holds locked. Reads back and compares the old
-// bytes before each write; stops if they are not what was planned for.
+// Repairs the image in `file`, which the caller holds locked (LockForRepair) and has rolled back if
+// a repair was interrupted (repair/undo_file.h). Reads back and compares the old bytes before each
+// write; stops if they are not what was planned for. If nothing was `changed` after open_undo was
+// called, the undo file is of no use.
 RepairResult RepairImage(WritableImageFile& file, const CheckOptions& check,
                          const RepairOptions& options, const OpenUndoFile& open_undo);
 

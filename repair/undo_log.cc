@@ -28,6 +28,7 @@ constexpr uint32_t kOldBytesAreZeros = 1;
 constexpr uint32_t kDiscarded = uint32_t{1} << 31;
 constexpr uint64_t kRecordHeaderBytes = 32;
 constexpr uint64_t kDigestBytes = 8;
+constexpr uint64_t kMaxIdentityBytes = 64 << 10;
 
 bool IsZero(absl::Span<const uint8_t> bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
@@ -176,7 +177,6 @@ class Appender {
 // The first cluster, as far as the header can say how large that is; not more, because the guest
 // may write what lies behind it.
 absl::Status ReadIdentity(const ImageFile& image, UndoLog& log) {
-  constexpr uint64_t kMaxIdentityBytes = 64 << 10;
   Bytes bytes(kMaxIdentityBytes);
   const absl::Status status = image.ReadAt(HostOffset{0}, absl::MakeSpan(bytes));
   if (!status.ok()) return status;
@@ -253,6 +253,7 @@ absl::StatusOr<UndoLog> ReadUndoLog(const ImageFile& file) {
                                            &log.identity_bytes, &log.identity_digest,
                                            &log.records,        &log.records_bytes};
   for (size_t i = 0; i < fields.size(); ++i) *fields[i] = Load64(&header[16 + 8 * i]);
+  if (log.identity_bytes > kMaxIdentityBytes) return Damaged("its header makes no sense");
   const uint64_t mark_offset = SaturatingAdd(kSectorBytes, log.records_bytes);
   if (SaturatingAdd(mark_offset, kSectorBytes) != file.size_bytes()) {
     return Damaged("it is longer or shorter than it was when it was written");

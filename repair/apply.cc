@@ -1,0 +1,142 @@
+#include "repair/apply.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "checker/check.h"
+#include "common/check.h"
+#include "repair/undo_log.h"
+
+namespace qcow2check {
+namespace {
+
+constexpr uint64_t kPieceBytes = 1 << 20;
+
+bool IsZero(absl::Span<const uint8_t> bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
+}
+
+// [from, from + length) of the write.
+absl::Status ApplyPiece(WritableImageFile& image, const PlannedWrite& write, uint64_t from,
+                        uint64_t length) {
+  const HostOffset offset{write.offset_bytes + from};
+  std::vector<uint8_t> bytes(length);
+  absl::Status status = image.ReadAt(offset, absl::MakeSpan(bytes));
+  if (!status.ok()) return status;
+  const bool as_planned = write.old_bytes.empty()
+                              ? IsZero(bytes)
+                              : std::equal(bytes.begin(), bytes.end(),
+                                           write.old_bytes.begin() + static_cast<int64_t>(from));
+  if (!as_planned) {
+    return absl::AbortedError(
+        absl::StrFormat("the image was changed by something else during the repair, between 0x%x "
+                        "and 0x%x",
+                        offset.bytes, offset.bytes + length));
+  }
+  if (!write.copy_from_bytes) {
+    return image.WriteAt(offset, absl::MakeConstSpan(write.new_bytes).subspan(from, length));
+  }
+  status = image.ReadAt(HostOffset{*write.copy_from_bytes + from}, absl::MakeSpan(bytes));
+  return status.ok() ? image.WriteAt(offset, bytes) : status;
+}
+
+absl::Status ApplyWrite(WritableImageFile& image, const PlannedWrite& write) {
+  for (uint64_t at = 0; at < write.length_bytes; at += kPieceBytes) {
+    const absl::Status status =
+        ApplyPiece(image, write, at, std::min(kPieceBytes, write.length_bytes - at));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// What the dirty and corrupt bits, which the closing step clears, add to the totals.
+Totals WithoutClosingBits(const Report& report) {
+  Totals totals = report.totals;
+  for (const CodeTotal& row : report.code_totals) {
+    if (row.code != FindingCode::kDirtyBit && row.code != FindingCode::kCorruptBit) continue;
+    if (InfoOf(row.code).tally == Tally::kCorruptions) totals.corruptions -= row.count;
+  }
+  return totals;
+}
+
+// The last look before the image is declared sound.
+absl::Status CheckWhatIsLeft(const ImageFile& image, const Totals& planned) {
+  const Totals left = WithoutClosingBits(CheckImage(image, {}));
+  if (left.corruptions <= planned.corruptions && left.leaks <= planned.leaks &&
+      left.check_errors <= planned.check_errors) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat(
+      "the image does not read back as it was written: ", left.corruptions, " corruptions, ",
+      left.leaks, " leaks and ", left.check_errors, " check errors where ", planned.corruptions,
+      ", ", planned.leaks, " and ", planned.check_errors, " were to be left"));
+}
+
+absl::Status ApplyDiscards(WritableImageFile& image, const Plan& plan) {
+  for (const Extent& discard : plan.discards) {
+    const absl::Status status = image.Discard(discard);
+    if (!status.ok()) return status;
+  }
+  return plan.discards.empty() ? absl::OkStatus() : image.Flush();
+}
+
+absl::Status ApplyAll(WritableImageFile& image, const Plan& plan) {
+  for (const PlanStep& step : plan.steps) {
+    const absl::Status status = ApplyStep(image, step);
+    if (!status.ok()) return status;
+  }
+  absl::Status status = CheckWhatIsLeft(image, plan.remaining);
+  if (status.ok()) status = ApplyStep(image, plan.closing);
+  return status.ok() ? ApplyDiscards(image, plan) : status;
+}
+
+}  // namespace
+
+absl::Status ApplyStep(WritableImageFile& image, const PlanStep& step) {
+  if (!step.grow_to_bytes && step.writes.empty()) return absl::OkStatus();
+  if (step.grow_to_bytes && *step.grow_to_bytes > image.size_bytes()) {
+    const absl::Status status = image.Resize(*step.grow_to_bytes);
+    if (!status.ok()) return status;
+  }
+  for (const PlannedWrite& write : step.writes) {
+    const absl::Status status = ApplyWrite(image, write);
+    if (!status.ok()) return status;
+  }
+  return image.Flush();
+}
+
+ApplyResult ApplyPlan(WritableImageFile& image, const Plan& plan, WritableImageFile* undo_log) {
+  if (image.size_bytes() != plan.old_size_bytes) {
+    return {.status = absl::AbortedError(
+                "the length of the image changed between the check and the repair")};
+  }
+  if (undo_log != nullptr) {
+    absl::Status status = WriteUndoLog(*undo_log, image, plan);
+    if (!status.ok()) return {.status = std::move(status)};
+  }
+  ApplyResult result{.status = ApplyAll(image, plan), .changed = true};
+  if (result.status.ok() && undo_log != nullptr) {
+    if (absl::Status status = MarkFinished(*undo_log); !status.ok()) {
+      result.status = absl::Status(
+          status.code(), absl::StrCat("the repair is done, but its undo file could not be marked "
+                                      "as finished: ",
+                                      status.message()));
+    }
+  }
+  return result;
+}
+
+absl::Status RestoreBytes(WritableImageFile& image, HostOffset offset,
+                          absl::Span<const uint8_t> bytes) {
+  return image.WriteAt(offset, bytes);
+}
+
+absl::Status RestoreSize(WritableImageFile& image, uint64_t size_bytes) {
+  return image.Resize(size_bytes);
+}
+
+absl::Status FlushRestored(WritableImageFile& image) { return image.Flush(); }
+
+}  // namespace qcow2check

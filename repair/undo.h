@@ -1,0 +1,48 @@
+// Undo: gives back the image as it was before a repair, byte for byte, from the repair's undo log.
+//
+// Works for repairs that finished and for those that were interrupted anywhere; can be interrupted
+// itself and run again. The caller holds the image locked.
+#ifndef QCOW2CHECK_REPAIR_UNDO_H_
+#define QCOW2CHECK_REPAIR_UNDO_H_
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "common/image_file.h"
+
+namespace qcow2check {
+
+struct UndoOptions {
+  // Restore even if the image is not what the repair left. What was written since is lost where
+  // the repair had written, too.
+  bool force = false;
+};
+
+enum class UndoOutcome {
+  kRestored,
+  kNothingToDo,  // the image is as it was before the repair
+  kNeverBegun,   // the log was never finished, so the repair had not begun to change the image
+};
+
+struct UndoResult {
+  UndoOutcome outcome = UndoOutcome::kRestored;
+  bool repair_was_interrupted = false;
+  uint64_t ranges = 0;  // restored, and their bytes
+  uint64_t bytes = 0;
+  uint64_t old_size_bytes = 0;  // the length of the image, found and restored
+  uint64_t new_size_bytes = 0;
+};
+
+// OK if the log is whole, the image is the one that it is of, and every sector is as the repair
+// found or left it (or, if it was interrupted, in between). Reads both; writes nothing.
+absl::Status VerifyUndo(const ImageFile& image, const ImageFile& undo_log);
+
+// Verifies first. kFailedPrecondition, with the first range that differs and nothing changed, if
+// the image is not what the repair left; `force` overrides that. A damaged log is kDataLoss, force
+// or not.
+absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile& undo_log,
+                                      const UndoOptions& options);
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_REPAIR_UNDO_H_

@@ -1,0 +1,96 @@
+#include "repair/undo_file.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/posix_file.h"
+#include "repair/undo.h"
+#include "repair/undo_log.h"
+
+namespace qcow2check {
+namespace {
+
+// More are refused: whoever has that many should clear up.
+constexpr int kMaxNumber = 1000;
+
+std::string NumberedPath(const std::string& image_path, int number) {
+  const std::string path = absl::StrCat(image_path, ".undo");
+  return number == 0 ? path : absl::StrCat(path, ".", number);
+}
+
+// All that may be undo files of the image, whatever the gaps between their numbers.
+std::vector<std::string> ExistingFiles(const UndoFileName& name) {
+  std::vector<std::string> paths;
+  for (int number = 0; number < kMaxNumber; ++number) {
+    paths.push_back(NumberedPath(name.image_path, number));
+  }
+  if (name.chosen_path) paths.push_back(*name.chosen_path);
+  std::erase_if(paths, [](const std::string& path) { return access(path.c_str(), F_OK) != 0; });
+  return paths;
+}
+
+bool IsEmptyFile(const std::string& path) {
+  struct stat info;
+  return lstat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0;
+}
+
+enum class Leftover { kNone, kUseless, kRolledBack };
+
+// What lies at `path`, and the image rolled back if it is the log of its interrupted repair.
+absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const std::string& path) {
+  // Made by a repair that was interrupted before it wrote the first byte.
+  if (IsEmptyFile(path)) return Leftover::kUseless;
+  const absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
+  if (!file.ok()) return Leftover::kNone;
+  const absl::StatusOr<UndoLog> log = ReadUndoLog(**file);
+  if (!log.ok() || log->state == UndoLogState::kFinished) return Leftover::kNone;
+  if (log->state == UndoLogState::kIncomplete) return Leftover::kUseless;
+  // Damaged, of another image, or the image was changed since: a user must decide.
+  if (!VerifyUndo(image, **file).ok()) return Leftover::kNone;
+  const absl::StatusOr<UndoResult> undone = UndoRepair(image, **file, {});
+  if (!undone.ok()) return undone.status();
+  return Leftover::kRolledBack;
+}
+
+}  // namespace
+
+absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile& image,
+                                                               const UndoFileName& name) {
+  std::optional<std::string> rolled_back;
+  for (const std::string& path : ExistingFiles(name)) {
+    const absl::StatusOr<Leftover> leftover = RollBack(image, path);
+    if (!leftover.ok()) return leftover.status();
+    if (*leftover == Leftover::kNone) continue;
+    if (absl::Status status = RemoveUndoFile(path); !status.ok()) return status;
+    if (*leftover == Leftover::kRolledBack) rolled_back = path;
+  }
+  return rolled_back;
+}
+
+absl::StatusOr<UndoFile> CreateUndoFile(const UndoFileName& name, int image_fd) {
+  absl::Status status;
+  for (int number = 0; number < kMaxNumber; ++number) {
+    std::string path = name.chosen_path ? *name.chosen_path : NumberedPath(name.image_path, number);
+    absl::StatusOr<std::unique_ptr<WritablePosixFile>> file =
+        WritablePosixFile::Create(path, image_fd);
+    if (file.ok()) return UndoFile{std::move(path), *std::move(file)};
+    status = file.status();
+    if (name.chosen_path || !absl::IsAlreadyExists(status)) break;
+  }
+  return absl::Status(
+      status.code(),
+      absl::StrCat("cannot make the undo file, so nothing was changed: ", status.message()));
+}
+
+absl::Status RemoveUndoFile(const std::string& path) {
+  if (unlink(path.c_str()) == 0) return FlushFolderOf(path);
+  return absl::UnavailableError(absl::StrCat("cannot remove '", path, "': ", std::strerror(errno)));
+}
+
+}  // namespace qcow2check
