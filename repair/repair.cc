@@ -22,7 +22,7 @@ Extent PlaceOf(const Finding& finding) {
 // What a plan says about findings, for looking up: plans may have many writes.
 class PlanIndex {
  public:
-  explicit PlanIndex(const Plan& plan) {
+  explicit PlanIndex(const Plan& plan) : refused_(plan.refused) {
     for (const PlanStep& step : plan.steps) AddWrites(step);
     AddWrites(plan.closing);
     for (auto& [code, offsets] : planned_) std::sort(offsets.begin(), offsets.end());
@@ -53,6 +53,8 @@ class PlanIndex {
     return nullptr;
   }
 
+  const std::string& refused() const { return refused_; }
+
  private:
   void AddWrites(const PlanStep& step) {
     for (const PlannedWrite& write : step.writes) {
@@ -65,6 +67,7 @@ class PlanIndex {
     }
   }
 
+  const std::string& refused_;
   absl::flat_hash_map<FindingCode, std::vector<uint64_t>> planned_;  // sorted offsets
   absl::flat_hash_set<FindingCode> planned_anywhere_;
   absl::flat_hash_map<FindingCode, std::vector<const DeclinedRepair*>> declined_;
@@ -81,6 +84,7 @@ FindingRepair LeftAlone(const Finding& finding, const PlanIndex& index) {
     return {RepairStatus::kDeclined, declined->reason};
   }
   if (!IsDamage(finding)) return {};
+  if (!index.refused().empty()) return {RepairStatus::kDeclined, index.refused()};
   return {RepairStatus::kDeclined, "nothing in the image proves how this can be repaired"};
 }
 

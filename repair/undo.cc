@@ -181,4 +181,14 @@ absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile&
   return result;
 }
 
+absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const ImageFile& undo_log) {
+  const absl::StatusOr<UndoLog> log = ReadUndoLog(undo_log);
+  if (!log.ok() || log->state == UndoLogState::kFinished) return Leftover::kNone;
+  if (log->state == UndoLogState::kIncomplete) return Leftover::kUseless;
+  if (!VerifyUndo(image, undo_log).ok()) return Leftover::kNone;
+  const absl::StatusOr<UndoResult> undone = UndoRepair(image, undo_log, {});
+  if (!undone.ok()) return undone.status();
+  return Leftover::kRolledBack;
+}
+
 }  // namespace qcow2check

@@ -43,6 +43,18 @@ absl::Status VerifyUndo(const ImageFile& image, const ImageFile& undo_log);
 absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile& undo_log,
                                       const UndoOptions& options);
 
+// What a repair that starts finds of one before it.
+enum class Leftover {
+  kNone,        // no log, or not one to be touched: finished, damaged, of another image, or the
+                // image was changed since
+  kUseless,     // of a repair that had not begun to change the image
+  kRolledBack,  // of an interrupted repair, which is undone now; of no more use
+};
+
+// If `undo_log` is that of an interrupted repair of this very image, undoes that repair: a repair
+// that starts from there ends as the interrupted one would have ended.
+absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const ImageFile& undo_log);
+
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_REPAIR_UNDO_H_

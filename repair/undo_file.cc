@@ -11,7 +11,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/posix_file.h"
 #include "repair/undo.h"
-#include "repair/undo_log.h"
 
 namespace qcow2check {
 namespace {
@@ -40,22 +39,11 @@ bool IsEmptyFile(const std::string& path) {
   return lstat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0;
 }
 
-enum class Leftover { kNone, kUseless, kRolledBack };
-
-// What lies at `path`, and the image rolled back if it is the log of its interrupted repair.
-absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const std::string& path) {
+absl::StatusOr<Leftover> RollBackFrom(const std::string& path, WritableImageFile& image) {
   // Made by a repair that was interrupted before it wrote the first byte.
   if (IsEmptyFile(path)) return Leftover::kUseless;
   const absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-  if (!file.ok()) return Leftover::kNone;
-  const absl::StatusOr<UndoLog> log = ReadUndoLog(**file);
-  if (!log.ok() || log->state == UndoLogState::kFinished) return Leftover::kNone;
-  if (log->state == UndoLogState::kIncomplete) return Leftover::kUseless;
-  // Damaged, of another image, or the image was changed since: a user must decide.
-  if (!VerifyUndo(image, **file).ok()) return Leftover::kNone;
-  const absl::StatusOr<UndoResult> undone = UndoRepair(image, **file, {});
-  if (!undone.ok()) return undone.status();
-  return Leftover::kRolledBack;
+  return file.ok() ? RollBack(image, **file) : Leftover::kNone;
 }
 
 }  // namespace
@@ -64,7 +52,7 @@ absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile
                                                                const UndoFileName& name) {
   std::optional<std::string> rolled_back;
   for (const std::string& path : ExistingFiles(name)) {
-    const absl::StatusOr<Leftover> leftover = RollBack(image, path);
+    const absl::StatusOr<Leftover> leftover = RollBackFrom(path, image);
     if (!leftover.ok()) return leftover.status();
     if (*leftover == Leftover::kNone) continue;
     if (absl::Status status = RemoveUndoFile(path); !status.ok()) return status;
