@@ -115,6 +115,7 @@ struct CheckState {
   std::string backing_name;
   std::string backing_format;
   std::string data_file_name;
+  bool kept_by_repair = false;  // a repair left a note that orphans must be kept
 
   // Made by the snapshot and bitmap passes.
   std::vector<SnapshotEntry> snapshots;

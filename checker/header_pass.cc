@@ -237,6 +237,13 @@ void CheckExtension(CheckState& state, const HeaderExtension& extension) {
       break;
     case kExtensionBitmaps:
       break;  // the bitmap pass judges it
+    case kExtensionRepairNote:
+      if (const std::optional<RepairNote> note = DecodeRepairNote(extension.data)) {
+        state.kept_by_repair = note->keep_orphans;
+        if (note->keep_orphans) AddExtension(state, FindingCode::kKeptByRepair, extension, "");
+        break;
+      }
+      [[fallthrough]];
     default:
       AddExtension(
           state, FindingCode::kExtensionUnknown, extension,

@@ -468,6 +468,7 @@ std::string OrphanJudge::WhyHeldBack() const {
   }
   if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
+  if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");
   if (reasons.empty() && HasLostPointers()) reasons.push_back("pointers were damaged");
   if (reasons.empty() && !state_.coverage.complete()) {
     reasons.push_back("a part of the image could not be examined");

@@ -55,6 +55,8 @@ absl::string_view ExtensionName(uint32_t type) {
       return "encryption header pointer";
     case kExtensionDataFile:
       return "external data file name";
+    case kExtensionRepairNote:
+      return "note of a repair";
     default:
       return "";
   }
@@ -83,6 +85,19 @@ std::optional<BitmapsExtension> DecodeBitmapsExtension(absl::Span<const uint8_t>
 std::optional<CryptoExtension> DecodeCryptoExtension(absl::Span<const uint8_t> data) {
   if (data.size() != kCryptoExtensionBytes) return std::nullopt;
   return CryptoExtension{Load64(data.data()), Load64(data.data() + 8)};
+}
+
+std::optional<RepairNote> DecodeRepairNote(absl::Span<const uint8_t> data) {
+  if (data.size() != kRepairNoteBytes) return std::nullopt;
+  const RepairNote note = {Load32(data.data()), Load32(&data[4]) != 0};
+  return note.version == kRepairNoteVersion ? std::optional(note) : std::nullopt;
+}
+
+std::vector<uint8_t> EncodeRepairNote(const RepairNote& note) {
+  std::vector<uint8_t> data(kRepairNoteBytes);
+  Store32(data.data(), note.version);
+  Store32(&data[4], note.keep_orphans ? 1 : 0);
+  return data;
 }
 
 }  // namespace qcow2check

@@ -20,6 +20,8 @@ enum ExtensionType : uint32_t {
   kExtensionBitmaps = 0x23852875,
   kExtensionCrypto = 0x0537be77,
   kExtensionDataFile = 0x44415441,
+  // Ours, "q2ck": a compatible extension that other programs ignore and QEMU keeps.
+  kExtensionRepairNote = 0x7132636b,
 };
 
 struct HeaderExtension {
@@ -74,6 +76,18 @@ struct CryptoExtension {
 inline constexpr uint32_t kCryptoExtensionBytes = 16;
 // Nothing unless there are exactly kCryptoExtensionBytes.
 std::optional<CryptoExtension> DecodeCryptoExtension(absl::Span<const uint8_t> data);
+
+inline constexpr uint32_t kRepairNoteVersion = 1;
+inline constexpr uint32_t kRepairNoteBytes = 8;
+// The note that a repair leaves in an image when what it had to give up was the only sign that
+// unreferenced clusters may be the only copy of something (docs/repair.md).
+struct RepairNote {
+  uint32_t version = kRepairNoteVersion;
+  bool keep_orphans = false;  // false: the note is void
+};
+// Nothing unless it is a note of this version.
+std::optional<RepairNote> DecodeRepairNote(absl::Span<const uint8_t> data);
+std::vector<uint8_t> EncodeRepairNote(const RepairNote& note);
 
 }  // namespace qcow2check
 

@@ -1,6 +1,7 @@
 #include "repair/plan.h"
 
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,10 +25,17 @@ using Planner = void (*)(CheckState&, PlanBuilder&);
 // checked again and the first one's turn comes again. Pointers are set right before refcounts are
 // raised, so that only true references are counted; in the plan the raising comes first all the
 // same. Nothing is lowered before all else is done.
-constexpr std::array<Planner, 10> kRepairAll = {
-    PlanL1Table,          PlanProvenEntries,      PlanLostEntries, PlanLostTables,
-    PlanRaisedRefcounts,  PlanRefcountStructures, PlanOwnClusters, PlanCopiedFlags,
-    PlanLoweredRefcounts, PlanFeatureBits,
+constexpr std::array<Planner, 13> kRepairAll = {
+    PlanL1Table,     PlanProvenEntries, PlanSnapshots,        PlanLostEntries,
+    PlanLostTables,  PlanBitmaps,       PlanRaisedRefcounts,  PlanRefcountStructures,
+    PlanOwnClusters, PlanCopiedFlags,   PlanLoweredRefcounts, PlanNoteWithdrawn,
+    PlanFeatureBits,
+};
+// Without those that remove the only sign that orphans may be worth something.
+constexpr std::array<Planner, 9> kRepairKeepingEvidence = {
+    PlanSnapshots,     PlanBitmaps,          PlanL1Table,
+    PlanProvenEntries, PlanRaisedRefcounts,  PlanRefcountStructures,
+    PlanCopiedFlags,   PlanLoweredRefcounts, PlanFeatureBits,
 };
 constexpr std::array<Planner, 2> kRepairLeaks = {PlanLoweredRefcounts, PlanCopiedFlags};
 // With a part of the image unread, more references may exist than are known, never fewer.
@@ -88,9 +96,18 @@ std::string WhyNothing(const CheckState& state, const RepairOptions& options) {
   return "";
 }
 
-absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptions& options) {
+// What is done about evidence that a repair removes.
+enum class Evidence {
+  kNotNeeded,  // no orphans are left that it is about
+  kNote,       // a note in the image takes its place
+  kKeep,       // there is no room for a note: it stays as it is
+};
+
+absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptions& options,
+                                      Evidence evidence) {
   if (options.mode == RepairMode::kLeaks) return kRepairLeaks;
   if (TotalsOf(state).check_errors != 0) return kRepairUnread;
+  if (evidence == Evidence::kKeep) return kRepairKeepingEvidence;
   return kRepairAll;
 }
 
@@ -111,24 +128,29 @@ std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState
   return free;
 }
 
-}  // namespace
-
-Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
+// Nothing if evidence was removed that orphans still need, and `evidence` did not provide for it.
+std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
+                            Evidence evidence) {
   PlanBuilder plan(file, options);
   CheckOptions check;
   check.max_findings = kFindingsAtOnce;
   for (int round = 0;; ++round) {
     CheckState state(plan.image(), check);
     RunPasses(state, "orphans");
-    const std::string why_nothing = round == 0 || !state.geometry ? WhyNothing(state, options) : "";
+    const std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     const uint64_t before = plan.writes();
+    if (round == 0 && evidence == Evidence::kNote && !PlanNote(state, plan)) return std::nullopt;
+    if (plan.writes() != before) continue;
     if (why_nothing.empty() && round < kMostRounds) {
-      for (const Planner planner : PlannersFor(state, options)) {
+      for (const Planner planner : PlannersFor(state, options, evidence)) {
         planner(state, plan);
         if (plan.writes() != before) break;
       }
     }
     if (plan.writes() != before) continue;
+    const bool unexplained = plan.removes_evidence() && !options.free_orphans &&
+                             state.findings.Has(FindingCode::kLeakedCluster);
+    if (unexplained && evidence == Evidence::kNotNeeded) return std::nullopt;
     Plan made = std::move(plan).Take();
     made.refused = why_nothing;
     made.remaining = TotalsOf(state);
@@ -137,6 +159,15 @@ Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
         options.discard && state.geometry ? StillFree(made.discards, state) : std::vector<Extent>{};
     return made;
   }
+}
+
+}  // namespace
+
+Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
+  for (const Evidence evidence : {Evidence::kNotNeeded, Evidence::kNote}) {
+    if (std::optional<Plan> plan = TryPlan(file, options, evidence)) return *std::move(plan);
+  }
+  return *TryPlan(file, options, Evidence::kKeep);
 }
 
 }  // namespace qcow2check

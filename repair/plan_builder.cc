@@ -37,6 +37,8 @@ bool PlanBuilder::MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> byt
                          .old_bytes = std::move(old),
                          .new_bytes = {bytes.begin(), bytes.end()}});
   ++writes_;
+  removes_evidence_ |=
+      reason.safety == RepairSafety::kLossy || reason.action == RepairAction::kCopyOut;
   return true;
 }
 
@@ -110,8 +112,6 @@ void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t 
 void PlanBuilder::GrowTo(uint64_t size_bytes) {
   if (size_bytes <= image_.size_bytes()) return;
   image_.Grow(size_bytes);
-  // Growth behind which nothing was planned yet is one growth.
-  if (steps_.empty() || !steps_.back().writes.empty()) new_step_ = true;
   CurrentStep().grow_to_bytes = size_bytes;
 }
 

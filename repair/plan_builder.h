@@ -24,6 +24,9 @@ class PlanBuilder {
   const RepairOptions& options() const { return options_; }
   // The image as it will be after all writes so far.
   const PatchedFile& image() const { return image_; }
+  // Whether a write so far removes what shows that orphans may be the only copy of something: a
+  // pointer that was given up, or a copy of what two guest ranges shared.
+  bool removes_evidence() const { return removes_evidence_; }
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
 
@@ -49,7 +52,7 @@ class PlanBuilder {
   // the guest reads as data and that are metadata, too.
   void CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
                     const PlanReason& reason);
-  // Makes the file at least this long; a flush on its own.
+  // Makes the file at least this long, before the writes of the current step.
   void GrowTo(uint64_t size_bytes);
 
   // Says once that a finding is left as it is.
@@ -72,6 +75,7 @@ class PlanBuilder {
   std::vector<PlanStep> steps_;
   bool new_step_ = true;
   bool refcounts_first_ = true;
+  bool removes_evidence_ = false;
   uint64_t writes_ = 0;
   std::vector<Extent> freed_;
   GuestRanges lost_;

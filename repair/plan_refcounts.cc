@@ -9,6 +9,10 @@
 namespace qcow2check {
 namespace {
 
+constexpr char kGivenUp[] =
+    "kept: they may be the only copy of what could not be proven and reads as zeros, or as a copy "
+    "of something else, from now on";
+
 bool IsTooLow(const Finding& finding) {
   switch (finding.code) {
     case FindingCode::kRefcountTooLow:
@@ -63,7 +67,8 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
 
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!state.refcounts_readable) return;
-  const bool proven = state.coverage.complete() && state.held_back.clusters == 0;
+  const bool proven =
+      state.coverage.complete() && state.held_back.clusters == 0 && !plan.removes_evidence();
   const bool free_orphans = plan.options().free_orphans;
   StoredRefcounts stored(state, plan);
   plan.EndRefcountsFirst();
@@ -72,14 +77,19 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
     std::string why;
     switch (finding.code) {
       case FindingCode::kLeakedCluster:
-        if (!proven && !free_orphans) continue;
+        if (!proven && !free_orphans) {
+          plan.Decline(finding.code, finding.host_offset, kGivenUp);
+          continue;
+        }
         why = "nothing references these clusters, and nothing was lost that they could belong to";
         break;
       case FindingCode::kLeakSuspicious:
         if (!free_orphans) {
-          plan.Decline(
-              finding.code, finding.host_offset,
-              absl::StrCat("kept, they may be the only copy of something: ", state.held_back.why));
+          plan.Decline(finding.code, finding.host_offset,
+                       plan.removes_evidence()
+                           ? std::string(kGivenUp)
+                           : absl::StrCat("kept: they may be the only copy of something: ",
+                                          state.held_back.why));
           continue;
         }
         why = "freed because --free-orphans asks for it";

@@ -1,8 +1,347 @@
-// Snapshots: the table's place and length, its entries, their L1 tables.
+// Snapshots: where their table is and how many entries it has, the lengths in its entries, the L1
+// tables they name, and the extra data that version 3 requires.
+//
+// A snapshot is never given up. What was damaged is set right if exactly one value makes the whole
+// image fit together (repair/guess.h), and declined otherwise: then the check holds the clusters
+// back. One write at most for each check, as the next may show that more is wrong.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/byte_order.h"
+#include "common/limits.h"
+#include "common/table_entry.h"
+#include "repair/guess.h"
+#include "repair/patched_file.h"
 #include "repair/planners.h"
+#include "repair/refcount_structures.h"
+#include "repair/snapshot_table.h"
 
 namespace qcow2check {
+namespace {
 
-void PlanSnapshots(CheckState&, PlanBuilder&) {}
+constexpr uint64_t kCountField = 60;
+constexpr uint64_t kOffsetField = 64;
+// In an entry.
+constexpr uint64_t kL1OffsetField = 0;
+constexpr uint64_t kL1SizeField = 8;
+constexpr uint64_t kIdSizeField = 12;
+constexpr uint64_t kNameSizeField = 14;
+constexpr uint64_t kExtraSizeField = 36;
+// Snapshots whose L1 tables are looked for; each costs checks.
+constexpr size_t kMostSearched = 8;
+
+struct DeclineReason {
+  FindingCode code;
+  absl::string_view reason;
+};
+constexpr DeclineReason kDeclineReasons[] = {
+    {FindingCode::kSnapshotTableInvalid,
+     "not exactly one snapshot table explains it; the clusters of the snapshots are kept"},
+    {FindingCode::kSnapshotTooMany,
+     "it cannot be proven how many there are; the clusters of the snapshots are kept"},
+    {FindingCode::kSnapshotEntryIncomplete,
+     "the snapshot table cannot be read as a whole, so it is not written anew"},
+    {FindingCode::kSnapshotExtraTooLarge,
+     "not exactly one size explains the entry; the clusters of the snapshot are kept"},
+    {FindingCode::kSnapshotL1Invalid,
+     "not exactly one L1 table explains it; the clusters of the snapshot are kept"},
+    {FindingCode::kSnapshotSizeMismatch,
+     "it cannot be told whether the size of the disk or of the L1 table is wrong"},
+    {FindingCode::kSnapshotDuplicate, "both snapshots are whole; delete or rename one of them"},
+    {FindingCode::kDataFileSnapshots, "deleting the snapshots is up to you"},
+};
+
+class SnapshotPlanner {
+ public:
+  SnapshotPlanner(CheckState& state, PlanBuilder& plan)
+      : state_(state), plan_(plan), orphans_(state) {}
+
+  void Run();
+
+ private:
+  const Finding* FirstOf(std::initializer_list<FindingCode> codes) const;
+  bool WriteBest(const Finding& finding, const std::vector<Guess>& guesses);
+  bool RestoreCount();
+  bool RestoreTable();
+  void GuessTableOffset(std::vector<Guess>& guesses) const;
+  void GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& guesses) const;
+  bool RestoreL1Tables();
+  const Finding* SuspicionAbout(uint64_t snapshot) const;
+  std::vector<Guess> GuessL1(const SnapshotEntry& entry, bool size_may_be_wrong) const;
+  bool LooksLikeL1(uint64_t offset, uint64_t entries) const;
+  bool CompleteEntries();
+
+  CheckState& state_;
+  PlanBuilder& plan_;
+  const Orphans orphans_;
+  std::vector<SnapshotEntry> entries_;  // those that are beyond doubt, from the first on
+};
+
+void SnapshotPlanner::Run() {
+  if (!state_.refcounts_readable || state_.findings.Has(FindingCode::kUnreadable)) return;
+  entries_ = ReadPlausibleEntries(plan_.image(), state_.header.snapshots_offset,
+                                  state_.header.nb_snapshots);
+  if (RestoreCount() || RestoreTable() || RestoreL1Tables() || CompleteEntries()) return;
+  for (const Finding& finding : state_.findings.findings()) {
+    for (const DeclineReason& decline : kDeclineReasons) {
+      if (finding.code != decline.code) continue;
+      plan_.Decline(finding.code, finding.host_offset, std::string(decline.reason));
+    }
+  }
+}
+
+const Finding* SnapshotPlanner::FirstOf(std::initializer_list<FindingCode> codes) const {
+  for (const FindingCode code : codes) {
+    for (const Finding& finding : state_.findings.findings()) {
+      if (finding.code == code) return &finding;
+    }
+  }
+  return nullptr;
+}
+
+bool SnapshotPlanner::WriteBest(const Finding& finding, const std::vector<Guess>& guesses) {
+  const std::optional<Guess> best = BestGuess(state_, plan_, guesses);
+  if (!best) return false;
+  PlanReason reason = ReasonFor(finding, best->evidence);
+  reason.action = RepairAction::kRelink;
+  reason.safety = RepairSafety::kLossless;
+  plan_.Flush();
+  plan_.Write(best->place_bytes, best->bytes, reason);
+  plan_.Flush();
+  return true;
+}
+
+// The header says that there are none, but their table is there.
+bool SnapshotPlanner::RestoreCount() {
+  const Finding* finding = FirstOf({FindingCode::kSnapshotTableInvalid});
+  if (finding == nullptr || state_.header.nb_snapshots != 0) return false;
+  uint64_t at = state_.header.snapshots_offset;
+  uint64_t count = 0;
+  while (count < kQemuMaxSnapshots) {
+    const std::optional<SnapshotEntry> entry = ReadPlausibleEntry(plan_.image(), at);
+    if (!entry || !orphans_.Contain(entry->l1_table_offset, uint64_t{entry->l1_size} * 8)) break;
+    at += entry->length_bytes;
+    ++count;
+  }
+  // What looks like one more may be one whose L1 table was damaged, or what was there before.
+  const bool more_may_follow = ReadPlausibleEntry(plan_.image(), at).has_value();
+  if (count == 0 || more_may_follow) return false;
+  return WriteBest(*finding, {FieldGuess(kCountField, 4, count, 0,
+                                         absl::StrFormat("the table at 0x%x has %d entries, and "
+                                                         "nothing else references what they name",
+                                                         state_.header.snapshots_offset, count))});
+}
+
+// The table is elsewhere, an entry has other lengths, or there are fewer entries.
+bool SnapshotPlanner::RestoreTable() {
+  const uint64_t wanted = state_.header.nb_snapshots;
+  const Finding* finding =
+      FirstOf({FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotTooMany,
+               FindingCode::kSnapshotExtraTooLarge, FindingCode::kSnapshotEntryIncomplete,
+               FindingCode::kSnapshotL1Invalid, FindingCode::kSnapshotSizeMismatch});
+  if (finding == nullptr || wanted == 0 || entries_.size() == wanted) return false;
+  std::vector<Guess> guesses;
+  if (entries_.empty()) GuessTableOffset(guesses);
+  if (wanted <= kQemuMaxSnapshots) {
+    GuessEntryLengths(entries_.empty()
+                          ? state_.header.snapshots_offset
+                          : entries_.back().offset_bytes + entries_.back().length_bytes,
+                      guesses);
+  }
+  guesses.push_back(FieldGuess(kCountField, 4, entries_.size(), 3,
+                               absl::StrFormat("behind entry %d there is none, and with %d "
+                                               "snapshots every refcount is right",
+                                               entries_.size(), entries_.size())));
+  guesses.back().is_cut = true;
+  return WriteBest(*finding, guesses);
+}
+
+void SnapshotPlanner::GuessTableOffset(std::vector<Guess>& guesses) const {
+  const uint64_t count = state_.header.nb_snapshots;
+  if (count > kQemuMaxSnapshots) return;
+  const auto add_if_table = [&](uint64_t offset, int rank, absl::string_view what) {
+    if (!orphans_.Contain(offset, 1) ||
+        ReadPlausibleEntries(plan_.image(), offset, count).size() != count) {
+      return;
+    }
+    guesses.push_back(
+        FieldGuess(kOffsetField, 8, offset, rank,
+                   absl::StrFormat("the unreferenced cluster at 0x%x is the snapshot table: %s",
+                                   offset, what)));
+  };
+  for (const uint64_t offset : OneBitAway(state_.header.snapshots_offset, 64)) {
+    add_if_table(offset, 1, "one flipped bit away");
+  }
+  for (const uint64_t offset : orphans_.Offsets())
+    add_if_table(offset, 2, "the only one that fits");
+}
+
+// One of the three lengths in the entry there was damaged. With the right one, it and all that
+// follow are entries.
+void SnapshotPlanner::GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& guesses) const {
+  std::vector<uint8_t> fixed(kSnapshotFixedBytes);
+  if (entry_at >= state_.file.size_bytes() ||
+      !plan_.image().ReadAt(HostOffset{entry_at}, absl::MakeSpan(fixed)).ok()) {
+    return;
+  }
+  const uint64_t missing = state_.header.nb_snapshots - entries_.size();
+  const auto add_if_entries = [&](uint64_t field, int bytes, uint64_t value) {
+    Guess guess = FieldGuess(entry_at + field, bytes, value, 1,
+                             absl::StrFormat("with a length of %d the entry, and what follows, "
+                                             "can be read",
+                                             value));
+    PatchedFile copy(plan_.image());
+    if (!copy.Patch(guess.place_bytes, guess.bytes).ok() ||
+        ReadPlausibleEntries(copy, entry_at, missing).size() != missing) {
+      return;
+    }
+    guesses.push_back(std::move(guess));
+  };
+  for (const uint64_t value : {0, 16, 24}) add_if_entries(kExtraSizeField, 4, value);
+  for (const uint64_t value : OneBitAway(Load32(&fixed[kExtraSizeField]), 32)) {
+    add_if_entries(kExtraSizeField, 4, value);
+  }
+  for (const uint64_t field : {kIdSizeField, kNameSizeField}) {
+    for (const uint64_t value : OneBitAway(Load16(&fixed[field]), 16)) {
+      add_if_entries(field, 2, value);
+    }
+  }
+}
+
+// Why the L1 table of a snapshot may not be its own; nullptr if nothing says so.
+const Finding* SnapshotPlanner::SuspicionAbout(uint64_t snapshot) const {
+  for (const Finding& finding : state_.findings.findings()) {
+    const bool names_it =
+        finding.snapshot == snapshot && (finding.structure == Structure::kSnapshotL1Table ||
+                                         finding.code == FindingCode::kSnapshotSizeMismatch);
+    const bool overlaps =
+        finding.code == FindingCode::kMetadataOverlap &&
+        std::any_of(finding.owners.begin(), finding.owners.end(), [&](const Owner& owner) {
+          return owner.structure == Structure::kSnapshotL1Table && owner.snapshot == snapshot;
+        });
+    if (names_it || overlaps) return &finding;
+  }
+  // No two snapshots have one L1 table.
+  for (const L1Table& table : state_.l1_tables) {
+    const bool its = std::any_of(table.users.begin(), table.users.end(),
+                                 [&](const L1User& user) { return user.snapshot == snapshot; });
+    if (!its || table.users.size() == 1) continue;
+    for (const Finding& finding : state_.findings.findings()) {
+      if (finding.code == FindingCode::kRefcountTooLow && finding.host_offset &&
+          finding.host_offset->bytes <= table.offset_bytes &&
+          table.offset_bytes < finding.host_offset->bytes + finding.length_bytes) {
+        return &finding;
+      }
+    }
+  }
+  return nullptr;
+}
+
+bool SnapshotPlanner::RestoreL1Tables() {
+  if (state_.orphans.empty()) return false;
+  size_t searched = 0;
+  for (uint64_t i = 0; i < entries_.size() && searched < kMostSearched; ++i) {
+    const Finding* finding = SuspicionAbout(i);
+    if (finding == nullptr) continue;
+    ++searched;
+    const bool size_may_be_wrong = finding->code == FindingCode::kSnapshotL1Invalid ||
+                                   finding->code == FindingCode::kSnapshotSizeMismatch;
+    if (WriteBest(*finding, GuessL1(entries_[i], size_may_be_wrong))) return true;
+  }
+  return false;
+}
+
+std::vector<Guess> SnapshotPlanner::GuessL1(const SnapshotEntry& entry,
+                                            bool size_may_be_wrong) const {
+  std::vector<Guess> guesses;
+  const auto add_size = [&](uint64_t entries, int rank) {
+    if (entries == 0 || entries > kQemuMaxL1Entries ||
+        SaturatingAdd(entry.l1_table_offset, entries * 8) > state_.file.size_bytes()) {
+      return;
+    }
+    guesses.push_back(
+        FieldGuess(entry.offset_bytes + kL1SizeField, 4, entries, rank,
+                   absl::StrFormat("the snapshot's L1 table has %d entries", entries)));
+  };
+  const auto add_offset = [&](uint64_t offset, int rank, absl::string_view what) {
+    guesses.push_back(FieldGuess(entry.offset_bytes + kL1OffsetField, 8, offset, rank,
+                                 absl::StrFormat("the unreferenced cluster at 0x%x is the "
+                                                 "snapshot's L1 table: %s",
+                                                 offset, what)));
+  };
+  if (size_may_be_wrong) {
+    add_size(L1EntriesNeeded(entry, state_.geo()), 0);
+    for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) add_size(entries, 1);
+  }
+  const uint64_t length = uint64_t{entry.l1_size} * 8;
+  for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
+    if (orphans_.Contain(offset, length)) add_offset(offset, 1, "one flipped bit away");
+  }
+  for (const uint64_t offset : orphans_.Offsets()) {
+    if (LooksLikeL1(offset, entry.l1_size)) add_offset(offset, 2, "the only one that fits");
+  }
+  return guesses;
+}
+
+// Orphans whose entries all lead to L2 tables, or to what may be one.
+bool SnapshotPlanner::LooksLikeL1(uint64_t offset, uint64_t entries) const {
+  const uint64_t length = entries * 8;
+  if (length > kMaxPieceBytes || !orphans_.Contain(offset, length)) return false;
+  std::vector<uint8_t> table(length);
+  if (!plan_.image().ReadAt(HostOffset{offset}, absl::MakeSpan(table)).ok()) return false;
+  bool used = false;
+  for (uint64_t at = 0; at < length; at += 8) {
+    const uint64_t entry = Load64(&table[at]);
+    if (entry == 0) continue;
+    used = true;
+    const uint64_t target = EntryOffset(entry);
+    const bool is_l2 =
+        std::any_of(state_.l2_tables.begin(), state_.l2_tables.end(),
+                    [target](const L2Table& l2) { return l2.offset_bytes == target; });
+    if ((entry & kL1ReservedMask) != 0 || (!is_l2 && !orphans_.Contain(target, 1))) return false;
+  }
+  return used;
+}
+
+// A new table, in which the incomplete entries are completed; all others stay as they are.
+bool SnapshotPlanner::CompleteEntries() {
+  const Finding* finding = FirstOf({FindingCode::kSnapshotEntryIncomplete});
+  if (finding == nullptr || entries_.size() != state_.header.nb_snapshots) return false;
+  std::vector<uint8_t> table;
+  for (const SnapshotEntry& entry : entries_) {
+    const std::vector<uint8_t> bytes = entry.extra_data_bytes < 16
+                                           ? CompletedEntryBytes(plan_.image(), entry, state_.geo())
+                                           : EntryBytes(plan_.image(), entry);
+    if (bytes.empty() || table.size() + bytes.size() > kQemuMaxSnapshotTableBytes) return false;
+    table.insert(table.end(), bytes.begin(), bytes.end());
+  }
+  PlanReason reason =
+      ReasonFor(*finding,
+                "a new snapshot table with the extra data that version 3 requires: the disk size "
+                "is the one of now, if the snapshot's L1 table can map that");
+  reason.action = RepairAction::kRewriteSnapshotEntry;
+  plan_.EndRefcountsFirst();
+  RefcountStructures structures(state_, plan_);
+  const std::optional<uint64_t> first =
+      structures.space().Take(DivideRoundingUp(table.size(), state_.geo().cluster_size()));
+  if (!first) {
+    plan_.Decline(reason.code, reason.finding_offset, "there is no free room for a new table");
+    return false;
+  }
+  if (!structures.Commit(reason)) return false;
+  const uint64_t offset = *first << state_.geo().cluster_bits;
+  plan_.Write(offset, table, reason);
+  plan_.Flush();
+  plan_.Write64(kOffsetField, offset, reason);
+  plan_.Flush();
+  return true;
+}
+
+}  // namespace
+
+void PlanSnapshots(CheckState& state, PlanBuilder& plan) { SnapshotPlanner(state, plan).Run(); }
 
 }  // namespace qcow2check

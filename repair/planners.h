@@ -45,6 +45,11 @@ void PlanCopiedFlags(CheckState& state, PlanBuilder& plan);
 // Refcounts above the number of references: proven leaks, and with free_orphans the others.
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan);
 
+// A note in the image that orphans are to be kept; false, and nothing planned, if there is no room.
+bool PlanNote(CheckState& state, PlanBuilder& plan);
+// Makes the note void when there are no orphans left.
+void PlanNoteWithdrawn(CheckState& state, PlanBuilder& plan);
+
 // The dirty and corrupt bits, if nothing else is wrong.
 void PlanFeatureBits(CheckState& state, PlanBuilder& plan);
 

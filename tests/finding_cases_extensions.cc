@@ -144,6 +144,27 @@ constexpr FindingCase kCases[] = {
        return Check(WithExtensions({{0x11111111, {1}}, {0x11111112, {1}}}));
      },
      Verdict::kClean},
+    {FindingCode::kKeptByRepair, "a note / a note that was withdrawn",
+     [] {
+       return FiresAtExtension(
+           WithExtensions({{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = true})}}),
+           kExtensionRepairNote);
+     },
+     [] {
+       return Check(
+           WithExtensions({{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = false})}}));
+     },
+     Verdict::kClean},
+    {FindingCode::kExtensionUnknown, "a note of another version / of this one",
+     [] {
+       return FiresAtExtension(WithExtensions({{kExtensionRepairNote, {0, 0, 0, 9, 0, 0, 0, 1}}}),
+                               kExtensionRepairNote);
+     },
+     [] {
+       return Check(
+           WithExtensions({{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = false})}}));
+     },
+     Verdict::kClean},
     {FindingCode::kExtensionUnknown, "an unknown type / a known one",
      [] {
        return FiresAtExtension(WithExtensions({{0x6803f858, {}}}), 0x6803f858);
