@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "cli/repair_json.h"
 #include "common/finding.h"
 
 namespace qcow2check {
@@ -28,7 +29,8 @@ Json OwnerJson(const Owner& owner) {
   return json;
 }
 
-Json FindingJson(const Finding& finding) {
+Json FindingJson(const RepairedFinding& repaired) {
+  const Finding& finding = repaired.finding;
   const FindingCodeInfo& info = InfoOf(finding.code);
   Json json;
   json["code"] = Text(info.name);
@@ -56,19 +58,28 @@ Json FindingJson(const Finding& finding) {
     for (const Owner& owner : finding.owners) json["owners"].push_back(OwnerJson(owner));
   }
   json["confidence"] = finding.confidence == Confidence::kCertain ? "certain" : "probable";
-  json["repair"] = {{"action", Text(NameOf(info.action))},
-                    {"safety", Text(NameOf(info.safety))},
-                    {"status", "none"}};
+  json["repair"] = {{"action", Text(NameOf(repaired.action))},
+                    {"safety", Text(NameOf(repaired.safety))},
+                    {"status", Text(NameOf(repaired.repair.status))}};
+  if (!repaired.repair.reason.empty()) json["repair"]["reason"] = repaired.repair.reason;
   return json;
 }
 
-Json DataJson(const Report& report) {
-  Json ranges = Json::array();
+// `lost`: what reads as zeros since a repair, which no check can see any more.
+Json DataJson(const Report& report, const std::vector<GuestRange>& lost) {
+  GuestRanges all;
   for (const GuestRange& range : report.lost_guest_ranges) {
-    ranges.push_back({{"offset", range.offset_bytes}, {"length", range.length_bytes}});
+    all.Add(range.offset_bytes, range.length_bytes);
   }
-  return {{"state", Text(NameOf(report.data))},
-          {"lost-guest-bytes", report.lost_guest_bytes},
+  for (const GuestRange& range : lost) all.Add(range.offset_bytes, range.length_bytes);
+  uint64_t bytes = 0;
+  Json ranges = Json::array();
+  for (const GuestRange& range : all.Merged(~uint64_t{0})) {
+    ranges.push_back({{"offset", range.offset_bytes}, {"length", range.length_bytes}});
+    bytes += range.length_bytes;
+  }
+  return {{"state", Text(NameOf(lost.empty() ? report.data : DataState::kLost))},
+          {"lost-guest-bytes", bytes},
           {"lost-guest-ranges", ranges}};
 }
 
@@ -120,33 +131,14 @@ Json ChainJson(const std::vector<ChainLayer>& chain) {
   return json;
 }
 
-}  // namespace
+Json HeldBackJson(const HeldBack& held_back) {
+  return {{"clusters", held_back.clusters}, {"bytes", held_back.bytes}, {"why", held_back.why}};
+}
 
-std::string JsonReport(const std::string& filename, const Report& report,
-                       const std::vector<ChainLayer>& chain, absl::string_view error,
-                       bool one_line) {
-  Json json;
-  json["filename"] = filename;
-  json["format"] = "qcow2";
-  json["check-errors"] = report.totals.check_errors;
-  json["corruptions"] = report.totals.corruptions;
-  json["leaks"] = report.totals.leaks;
-  json["corruptions-fixed"] = 0;
-  json["leaks-fixed"] = 0;
-  json["image-end-offset"] = report.statistics.image_end_offset;
-  json["total-clusters"] = report.statistics.total_clusters;
-  json["allocated-clusters"] = report.statistics.allocated_clusters;
-  json["fragmented-clusters"] = report.statistics.fragmented_clusters;
-  json["compressed-clusters"] = report.statistics.compressed_clusters;
-  json["schema"] = "qcow2check/1";
-  json["version"] = QCOW2CHECK_VERSION;
-  json["verdict"] = Text(NameOf(report.verdict));
-  if (!error.empty()) json["error"] = Text(error);
-  json["data"] = DataJson(report);
-  json["coverage"] = CoverageJson(report.coverage);
-  if (report.image.version != 0) json["image"] = ImageJson(report.image);
+void PutDiagnostics(Json& json, const std::vector<CodeTotal>& code_totals,
+                    const std::vector<RepairedFinding>& findings) {
   Json totals = Json::array();
-  for (const CodeTotal& total : report.code_totals) {
+  for (const CodeTotal& total : code_totals) {
     totals.push_back({{"code", Text(InfoOf(total.code).name)},
                       {"findings", total.findings},
                       {"count", total.count},
@@ -154,14 +146,56 @@ std::string JsonReport(const std::string& filename, const Report& report,
   }
   json["diagnostic-totals"] = totals;
   json["diagnostics"] = Json::array();
-  for (const Finding& finding : report.findings) {
+  for (const RepairedFinding& finding : findings) {
     json["diagnostics"].push_back(FindingJson(finding));
   }
-  json["repair"] = {{"mode", "none"},
-                    {"held-back",
-                     {{"clusters", report.held_back.clusters},
-                      {"bytes", report.held_back.bytes},
-                      {"why", report.held_back.why}}}};
+}
+
+std::vector<RepairedFinding> WithoutRepair(const std::vector<Finding>& findings) {
+  std::vector<RepairedFinding> rows;
+  rows.reserve(findings.size());
+  for (const Finding& finding : findings) rows.push_back(NotRepaired(finding));
+  return rows;
+}
+
+}  // namespace
+
+std::string JsonReport(const std::string& filename, const Report& report,
+                       const RepairOutcome* repair, const std::vector<ChainLayer>& chain,
+                       absl::string_view error, bool one_line) {
+  Json json;
+  json["filename"] = filename;
+  json["format"] = "qcow2";
+  json["check-errors"] = report.totals.check_errors;
+  json["corruptions"] = report.totals.corruptions;
+  json["leaks"] = report.totals.leaks;
+  json["corruptions-fixed"] = repair == nullptr ? 0 : repair->result.corruptions_fixed;
+  json["leaks-fixed"] = repair == nullptr ? 0 : repair->result.leaks_fixed;
+  json["image-end-offset"] = report.statistics.image_end_offset;
+  json["total-clusters"] = report.statistics.total_clusters;
+  json["allocated-clusters"] = report.statistics.allocated_clusters;
+  json["fragmented-clusters"] = report.statistics.fragmented_clusters;
+  json["compressed-clusters"] = report.statistics.compressed_clusters;
+  json["schema"] = "qcow2check/1";
+  json["version"] = QCOW2CHECK_VERSION;
+  const bool changed = repair != nullptr && repair->result.changed;
+  const bool repaired = changed && report.verdict == Verdict::kClean;
+  json["verdict"] = repaired ? "repaired" : Text(NameOf(report.verdict));
+  if (!error.empty()) json["error"] = Text(error);
+  json["data"] =
+      DataJson(report, changed ? repair->result.plan.lost_guest_ranges : std::vector<GuestRange>());
+  json["coverage"] = CoverageJson(report.coverage);
+  if (report.image.version != 0) json["image"] = ImageJson(report.image);
+  if (repair == nullptr) {
+    PutDiagnostics(json, report.code_totals, WithoutRepair(report.findings));
+    json["repair"]["mode"] = "none";
+  } else {
+    PutDiagnostics(json, RepairedTotals(*repair), RepairedFindings(*repair));
+    json["repair"] = RepairJson(*repair);
+  }
+  const bool planned = repair != nullptr && repair->dry_run;
+  json["repair"]["held-back"] =
+      HeldBackJson(planned ? repair->result.plan.held_back : report.held_back);
   if (!chain.empty()) json["chain"] = ChainJson(chain);
   // ASCII, as QEMU prints it: no control character of an image's names reaches a terminal.
   return json.dump(one_line ? -1 : 4, ' ', true, Json::error_handler_t::replace);

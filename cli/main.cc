@@ -6,6 +6,7 @@
 #include "cli/check_command.h"
 #include "cli/explain.h"
 #include "cli/inspect_command.h"
+#include "cli/undo_command.h"
 
 namespace qcow2check {
 namespace {
@@ -31,6 +32,7 @@ int Run(std::vector<std::string> arguments) {
   const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
                                       arguments.end());
   if (command == "explain") return RunExplain(rest);
+  if (command == "undo") return RunUndoCommand(rest);
   if (command == "inspect") return RunInspectCommand(rest);
   if (command == "--list-codes") {
     std::fputs(ListCodes().c_str(), stdout);

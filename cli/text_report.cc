@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -10,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "cli/format_bytes.h"
 #include "cli/printable.h"
+#include "cli/shell_command.h"
 #include "cli/text_parts.h"
 #include "cli/wrapped.h"
 #include "common/finding.h"
@@ -123,7 +125,13 @@ std::string Skipped(const Report& report) {
   return text;
 }
 
-std::string NextSteps(const Report& report, const CodeTotal& worst) {
+bool HasRepair(const CodeTotal& total) {
+  const FindingCodeInfo& info = InfoOf(total.code);
+  return info.action != RepairAction::kNoAction && info.severity != Severity::kInfo;
+}
+
+std::string NextSteps(const Report& report, const CodeTotal& worst,
+                      const std::string& repair_path) {
   if (InfoOf(worst.code).severity == Severity::kInfo) return "";
   std::vector<std::string> steps;
   if (report.held_back.clusters != 0) {
@@ -133,12 +141,13 @@ std::string NextSteps(const Report& report, const CodeTotal& worst) {
   } else if (report.data != DataState::kNone) {
     steps.emplace_back("Keep a copy of the file as it is before any program writes to it.");
   }
-  steps.push_back(absl::StrCat("qcow2check explain ", InfoOf(worst.code).name));
-  std::string text;
-  for (const std::string& step : steps) {
-    absl::StrAppend(&text, text.empty() ? "\n  Next: " : "        ", Wrapped(step, 8, 8), "\n");
+  for (std::string& step : steps) step = Wrapped(step, 8, 8);
+  // Never wrapped: to be copied into a shell.
+  if (!repair_path.empty() && absl::c_any_of(report.code_totals, HasRepair)) {
+    steps.push_back(CommandLine("--repair --dry-run", {repair_path}));
   }
-  return text;
+  steps.push_back(absl::StrCat("qcow2check explain ", InfoOf(worst.code).name));
+  return absl::StrCat("\n  Next: ", absl::StrJoin(steps, "\n        "), "\n");
 }
 
 std::string Percent(uint64_t part, uint64_t whole) {
@@ -154,8 +163,10 @@ absl::string_view WhatLeaksMean(const Report& report) {
              : "The leaks alone mean waste of disk space; the harm is in what else was found.\n";
 }
 
-// The lines of `qemu-img check`, in its words where they are true.
-std::string Summary(const Report& report) {
+}  // namespace
+
+std::string ClosingLines(const Report& report) {
+  // In its words where they are true.
   std::string text;
   const Totals& totals = report.totals;
   if (totals.corruptions + totals.leaks + totals.check_errors == 0) {
@@ -187,8 +198,6 @@ std::string Summary(const Report& report) {
   return text;
 }
 
-}  // namespace
-
 std::string TextReport(const std::string& filename, const Report& report,
                        const std::vector<ChainLayer>& chain, const TextOptions& options) {
   const std::vector<CodeTotal> codes = WorstFirst(report);
@@ -204,14 +213,14 @@ std::string TextReport(const std::string& filename, const Report& report,
   absl::StrAppend(&text,
                   RangesParagraph("Guest ranges that cannot be read", report.lost_guest_ranges),
                   Skipped(report));
-  if (!codes.empty()) absl::StrAppend(&text, NextSteps(report, codes.front()));
+  if (!codes.empty()) absl::StrAppend(&text, NextSteps(report, codes.front(), options.repair_path));
   if (something_to_say && !chain.empty()) absl::StrAppend(&text, "\n");
   for (const ChainLayer& layer : chain) {
     absl::StrAppend(&text, "Backing file ", Printable(layer.filename), " (",
                     Printable(layer.format), "): ", NameOf(layer.verdict), "\n");
   }
   if (report.verdict != Verdict::kNotQcow2) {
-    const std::string summary = Summary(report);
+    const std::string summary = ClosingLines(report);
     if (something_to_say && !absl::StartsWith(summary, "\n")) absl::StrAppend(&text, "\n");
     absl::StrAppend(&text, summary);
   }

@@ -14,6 +14,8 @@ namespace qcow2check {
 struct TextOptions {
   bool colour = false;
   bool several_images = false;  // say which image it is about, even if there is nothing to say
+  // Where the image is, for command lines that repair it; empty if no repair is to be proposed.
+  std::string repair_path;
 };
 
 // The whole text, ending in the lines that scripts look for in the output of `qemu-img check`.
@@ -21,6 +23,9 @@ struct TextOptions {
 // the file name reaches a terminal as a control character.
 std::string TextReport(const std::string& filename, const Report& report,
                        const std::vector<ChainLayer>& chain, const TextOptions& options);
+
+// The last lines of that text: those of `qemu-img check`.
+std::string ClosingLines(const Report& report);
 
 }  // namespace qcow2check
 

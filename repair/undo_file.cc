@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/posix_file.h"
 #include "repair/undo.h"
+#include "repair/undo_log.h"
 
 namespace qcow2check {
 namespace {
@@ -59,6 +60,27 @@ absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile
     if (*leftover == Leftover::kRolledBack) rolled_back = path;
   }
   return rolled_back;
+}
+
+std::optional<std::string> FindInterrupted(const ImageFile& image, const UndoFileName& name) {
+  for (std::string& path : ExistingFiles(name)) {
+    const absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
+    if (!file.ok()) continue;
+    const absl::StatusOr<UndoLog> log = ReadUndoLog(**file);
+    if (log.ok() && log->state == UndoLogState::kUnfinished && VerifyUndo(image, **file).ok()) {
+      return std::move(path);
+    }
+  }
+  return std::nullopt;
+}
+
+std::string NextUndoPath(const UndoFileName& name) {
+  if (name.chosen_path) return *name.chosen_path;
+  int number = 0;
+  while (access(NumberedPath(name.image_path, number).c_str(), F_OK) == 0 && number < kMaxNumber) {
+    ++number;
+  }
+  return NumberedPath(name.image_path, number);
 }
 
 absl::StatusOr<UndoFile> CreateUndoFile(const UndoFileName& name, int image_fd) {

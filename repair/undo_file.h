@@ -27,6 +27,12 @@ struct UndoFileName {
 absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile& image,
                                                                const UndoFileName& name);
 
+// The log that RollBackInterrupted would roll the image back with. Changes nothing.
+std::optional<std::string> FindInterrupted(const ImageFile& image, const UndoFileName& name);
+
+// Where CreateUndoFile would make the file, if it can.
+std::string NextUndoPath(const UndoFileName& name);
+
 struct UndoFile {
   std::string path;
   std::unique_ptr<WritablePosixFile> file;

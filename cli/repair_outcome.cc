@@ -1,0 +1,17 @@
+#include "cli/repair_outcome.h"
+
+namespace qcow2check {
+
+absl::string_view NameOf(RepairMode mode) { return mode == RepairMode::kAll ? "all" : "leaks"; }
+
+void ForEachWrite(const Plan& plan,
+                  absl::FunctionRef<void(uint64_t step, const PlannedWrite& write)> visit) {
+  uint64_t step = 0;
+  for (const PlanStep& planned : plan.steps) {
+    ++step;
+    for (const PlannedWrite& write : planned.writes) visit(step, write);
+  }
+  for (const PlannedWrite& write : plan.closing.writes) visit(step + 1, write);
+}
+
+}  // namespace qcow2check
