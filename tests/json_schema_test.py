@@ -180,6 +180,63 @@ class SchemaTest(unittest.TestCase):
             with self.subTest(size=size):
                 self.report(self.write("cut.qcow2", small_image()[:size]))
 
+    def check_plan(self, path):
+        """The report of a dry run, which leaves the image alone and says of it what a check says."""
+        before = path.read_bytes()
+        checked, exit_code = self.report(path)
+        plan = self.report("--repair", "--dry-run", path, exit_code=exit_code)
+        self.assertEqual(path.read_bytes(), before)
+        self.assertEqual(list(self.path.glob(f"{path.name}.undo*")), [])
+        for key in ("verdict", "corruptions", "leaks", "data", "coverage", "diagnostic-totals"):
+            self.assertEqual(plan[key], checked[key], key)
+        self.assertFalse(plan["repair"]["changed"])
+        self.assertEqual([plan["corruptions-fixed"], plan["leaks-fixed"]], [0, 0])
+        self.assertTrue({d["repair"]["status"] for d in plan["diagnostics"]} <= {"none", "planned", "declined"})
+        self.check_writes(plan, before)
+        return plan
+
+    def check_writes(self, plan, image):
+        """The old bytes of each write are what is there when its turn comes."""
+        image = bytearray(image).ljust(plan["repair"]["new-size"], b"\0")
+        digests_only = []
+        for write in plan["repair"]["writes"]:
+            begin, end = write["offset"], write["offset"] + write["length"]
+            self.assertLessEqual(end, plan["repair"]["new-size"])
+            if "old-bytes" not in write:
+                digests_only.append((begin, end))
+            elif not any(b < end and begin < e for b, e in digests_only):
+                self.assertEqual(image[begin:end], bytes.fromhex(write["old-bytes"]))
+                image[begin:end] = bytes.fromhex(write["new-bytes"])
+
+    def test_repair_of_damaged_images(self):
+        for name, (image, _, _) in DAMAGED.items():
+            with self.subTest(image=name):
+                path = self.write(f"repair-{name}.qcow2", image)
+                plan = self.check_plan(path)
+                repaired, exit_code = self.report("--repair", path)
+                self.assertEqual(repaired["repair"]["writes"], plan["repair"]["writes"])
+                self.assertEqual(repaired["repair"]["changed"], bool(plan["repair"]["writes"]))
+                self.assertEqual(repaired["repair"].get("undo-file"), plan["repair"].get("undo-file"))
+                statuses = [(d["code"], d["repair"]["status"]) for d in repaired["diagnostics"]]
+                self.assertNotIn("failed", dict(statuses).values())
+                self.check_state_after(path, repaired, exit_code)
+                if repaired["repair"]["changed"]:
+                    undo = run("undo", repaired["repair"]["undo-file"], path)
+                    self.assertEqual(undo.returncode, 0, undo.stderr)
+                self.assertEqual(path.read_bytes(), image)
+
+    def check_state_after(self, path, repaired, exit_code):
+        """A fresh check says what the repair said of the image, and a second repair changes nothing."""
+        checked = self.report(path, exit_code=exit_code)
+        fixed = repaired["verdict"] == "repaired"
+        self.assertEqual("clean" if fixed else repaired["verdict"], checked["verdict"])
+        for key in ("check-errors", "corruptions", "leaks", "image-end-offset", "allocated-clusters"):
+            self.assertEqual(repaired[key], checked[key], key)
+        self.assertEqual(repaired["repair"]["held-back"], checked["repair"]["held-back"])
+        again = self.report("--repair", path, exit_code=exit_code)
+        self.assertEqual(again["repair"]["writes"], [])
+        self.assertFalse(again["repair"]["changed"])
+
     def test_findings_are_capped_but_totals_are_exact(self):
         image = small_image(100)
         for i in range(0, 100, 2):
@@ -213,8 +270,10 @@ class SchemaTest(unittest.TestCase):
         self.assertIn("--bogus", self.error_report("--bogus", image))
         self.assertIn("IMAGE", self.error_report())
         self.assertIn("--output", self.error_report("--output=xml", image))
-        self.assertIn("does not repair", self.error_report("--repair", image))
-        self.assertIn("does not repair", self.error_report("-r", "leaks", image))
+        self.assertIn("No such file", self.error_report("--repair", self.path / "missing.qcow2"))
+        self.assertIn("--repair", self.error_report("--dry-run", image))
+        self.assertIn("-U", self.error_report("--repair", "-U", image))
+        self.assertIn("raw", self.error_report("--repair", "-f", "raw", image, verdict="unsupported", exit_code=63))
         self.assertIn("raw", self.error_report("-f", "raw", image, verdict="unsupported", exit_code=63))
 
     def test_locked(self):
@@ -224,6 +283,7 @@ class SchemaTest(unittest.TestCase):
             lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
             fcntl.fcntl(file, getattr(fcntl, "F_OFD_SETLK", 37), lock)
             self.assertIn("in use", self.error_report(image, verdict="locked"))
+            self.assertIn("in use", self.error_report("--repair", image, verdict="locked"))
             self.report("-U", image, exit_code=0)
         self.report(image, exit_code=0)
 
