@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
@@ -57,27 +57,31 @@ constexpr DeclineReason kDeclineReasons[] = {
 class SnapshotPlanner {
  public:
   SnapshotPlanner(CheckState& state, PlanBuilder& plan)
-      : state_(state), plan_(plan), orphans_(state) {}
+      : state_(state), plan_(plan), orphans_(state) {
+    for (const L2Table& table : state.l2_tables) l2_tables_.insert(table.offset_bytes);
+  }
 
   void Run();
 
  private:
   const Finding* FirstOf(std::initializer_list<FindingCode> codes) const;
-  bool WriteBest(const Finding& finding, const std::vector<Guess>& guesses);
+  bool WriteRight(const Finding& finding, std::vector<Guess> guesses);
   bool RestoreCount();
   bool RestoreTable();
   void GuessTableOffset(std::vector<Guess>& guesses) const;
   void GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& guesses) const;
   bool RestoreL1Tables();
   const Finding* SuspicionAbout(uint64_t snapshot) const;
-  std::vector<Guess> GuessL1(const SnapshotEntry& entry, bool size_may_be_wrong) const;
+  std::vector<Guess> GuessNearL1(const SnapshotEntry& entry, bool size_may_be_wrong) const;
+  void GuessUnreferencedL1(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
   bool LooksLikeL1(uint64_t offset, uint64_t entries) const;
   bool CompleteEntries();
 
   CheckState& state_;
   PlanBuilder& plan_;
   const Orphans orphans_;
-  std::vector<SnapshotEntry> entries_;  // those that are beyond doubt, from the first on
+  absl::flat_hash_set<uint64_t> l2_tables_;  // by offset
+  std::vector<SnapshotEntry> entries_;       // those that are beyond doubt, from the first on
 };
 
 void SnapshotPlanner::Run() {
@@ -102,14 +106,14 @@ const Finding* SnapshotPlanner::FirstOf(std::initializer_list<FindingCode> codes
   return nullptr;
 }
 
-bool SnapshotPlanner::WriteBest(const Finding& finding, const std::vector<Guess>& guesses) {
-  const std::optional<Guess> best = BestGuess(state_, plan_, guesses);
-  if (!best) return false;
-  PlanReason reason = ReasonFor(finding, best->evidence);
+bool SnapshotPlanner::WriteRight(const Finding& finding, std::vector<Guess> guesses) {
+  const std::optional<Guess> right = OnlyRightGuess(state_, plan_, std::move(guesses));
+  if (!right) return false;
+  PlanReason reason = ReasonFor(finding, right->evidence);
   reason.action = RepairAction::kRelink;
   reason.safety = RepairSafety::kLossless;
   plan_.Flush();
-  plan_.Write(best->place_bytes, best->bytes, reason);
+  plan_.Write(right->place_bytes, right->bytes, reason);
   plan_.Flush();
   return true;
 }
@@ -129,10 +133,10 @@ bool SnapshotPlanner::RestoreCount() {
   // What looks like one more may be one whose L1 table was damaged, or what was there before.
   const bool more_may_follow = ReadPlausibleEntry(plan_.image(), at).has_value();
   if (count == 0 || more_may_follow) return false;
-  return WriteBest(*finding, {FieldGuess(kCountField, 4, count, 0,
-                                         absl::StrFormat("the table at 0x%x has %d entries, and "
-                                                         "nothing else references what they name",
-                                                         state_.header.snapshots_offset, count))});
+  return WriteRight(*finding, {FieldGuess(kCountField, 4, count, 0,
+                                          absl::StrFormat("the table at 0x%x has %d entries, and "
+                                                          "nothing else references what they name",
+                                                          state_.header.snapshots_offset, count))});
 }
 
 // The table is elsewhere, an entry has other lengths, or there are fewer entries.
@@ -156,7 +160,7 @@ bool SnapshotPlanner::RestoreTable() {
                                                "snapshots every refcount is right",
                                                entries_.size(), entries_.size())));
   guesses.back().is_cut = true;
-  return WriteBest(*finding, guesses);
+  return WriteRight(*finding, guesses);
 }
 
 void SnapshotPlanner::GuessTableOffset(std::vector<Guess>& guesses) const {
@@ -240,8 +244,12 @@ const Finding* SnapshotPlanner::SuspicionAbout(uint64_t snapshot) const {
   return nullptr;
 }
 
+// A flipped bit says which snapshot it was. Where only unreferenced L1 tables are left to compare,
+// they must not fit another damaged snapshot as well.
 bool SnapshotPlanner::RestoreL1Tables() {
   if (state_.orphans.empty()) return false;
+  std::vector<Guess> among_all;
+  const Finding* first = nullptr;
   size_t searched = 0;
   for (uint64_t i = 0; i < entries_.size() && searched < kMostSearched; ++i) {
     const Finding* finding = SuspicionAbout(i);
@@ -249,13 +257,22 @@ bool SnapshotPlanner::RestoreL1Tables() {
     ++searched;
     const bool size_may_be_wrong = finding->code == FindingCode::kSnapshotL1Invalid ||
                                    finding->code == FindingCode::kSnapshotSizeMismatch;
-    if (WriteBest(*finding, GuessL1(entries_[i], size_may_be_wrong))) return true;
+    if (WriteRight(*finding, GuessNearL1(entries_[i], size_may_be_wrong))) return true;
+    if (first == nullptr) first = finding;
+    GuessUnreferencedL1(entries_[i], among_all);
   }
-  return false;
+  return first != nullptr && WriteRight(*first, std::move(among_all));
 }
 
-std::vector<Guess> SnapshotPlanner::GuessL1(const SnapshotEntry& entry,
-                                            bool size_may_be_wrong) const {
+Guess L1OffsetGuess(const SnapshotEntry& entry, uint64_t offset, int rank, absl::string_view what) {
+  return FieldGuess(
+      entry.offset_bytes + kL1OffsetField, 8, offset, rank,
+      absl::StrFormat("the unreferenced cluster at 0x%x is the snapshot's L1 table: %s", offset,
+                      what));
+}
+
+std::vector<Guess> SnapshotPlanner::GuessNearL1(const SnapshotEntry& entry,
+                                                bool size_may_be_wrong) const {
   std::vector<Guess> guesses;
   const auto add_size = [&](uint64_t entries, int rank) {
     if (entries == 0 || entries > kQemuMaxL1Entries ||
@@ -266,24 +283,24 @@ std::vector<Guess> SnapshotPlanner::GuessL1(const SnapshotEntry& entry,
         FieldGuess(entry.offset_bytes + kL1SizeField, 4, entries, rank,
                    absl::StrFormat("the snapshot's L1 table has %d entries", entries)));
   };
-  const auto add_offset = [&](uint64_t offset, int rank, absl::string_view what) {
-    guesses.push_back(FieldGuess(entry.offset_bytes + kL1OffsetField, 8, offset, rank,
-                                 absl::StrFormat("the unreferenced cluster at 0x%x is the "
-                                                 "snapshot's L1 table: %s",
-                                                 offset, what)));
-  };
   if (size_may_be_wrong) {
     add_size(L1EntriesNeeded(entry, state_.geo()), 0);
     for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) add_size(entries, 1);
   }
-  const uint64_t length = uint64_t{entry.l1_size} * 8;
   for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
-    if (orphans_.Contain(offset, length)) add_offset(offset, 1, "one flipped bit away");
-  }
-  for (const uint64_t offset : orphans_.Offsets()) {
-    if (LooksLikeL1(offset, entry.l1_size)) add_offset(offset, 2, "the only one that fits");
+    if (orphans_.Contain(offset, uint64_t{entry.l1_size} * 8)) {
+      guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
+    }
   }
   return guesses;
+}
+
+void SnapshotPlanner::GuessUnreferencedL1(const SnapshotEntry& entry,
+                                          std::vector<Guess>& guesses) const {
+  for (const uint64_t offset : orphans_.Offsets()) {
+    if (!LooksLikeL1(offset, entry.l1_size)) continue;
+    guesses.push_back(L1OffsetGuess(entry, offset, 2, "the only one that fits"));
+  }
 }
 
 // Orphans whose entries all lead to L2 tables, or to what may be one.
@@ -298,10 +315,8 @@ bool SnapshotPlanner::LooksLikeL1(uint64_t offset, uint64_t entries) const {
     if (entry == 0) continue;
     used = true;
     const uint64_t target = EntryOffset(entry);
-    const bool is_l2 =
-        std::any_of(state_.l2_tables.begin(), state_.l2_tables.end(),
-                    [target](const L2Table& l2) { return l2.offset_bytes == target; });
-    if ((entry & kL1ReservedMask) != 0 || (!is_l2 && !orphans_.Contain(target, 1))) return false;
+    if ((entry & kL1ReservedMask) != 0) return false;
+    if (!l2_tables_.contains(target) && !orphans_.Contain(target, 1)) return false;
   }
   return used;
 }

@@ -1,0 +1,59 @@
+// Which of several values a damaged field had, if exactly one fits the rest of the image.
+//
+// Each guess is written to a copy in memory, and the copy is checked like any image. The right one
+// gives unreferenced clusters their place again, so that references and refcounts agree; one that
+// takes a reference from a cluster that had its refcount, or refers to what has none, is wrong.
+// Time: a check of the image for each guess.
+#ifndef QCOW2CHECK_REPAIR_GUESS_H_
+#define QCOW2CHECK_REPAIR_GUESS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checker/check_state.h"
+#include "common/cluster_set.h"
+#include "repair/plan_builder.h"
+
+namespace qcow2check {
+
+struct Guess {
+  uint64_t place_bytes = 0;  // of the field in the file
+  std::vector<uint8_t> bytes;
+  int rank = 0;          // the stronger the evidence, the lower
+  std::string evidence;  // for the plan
+  // A smaller number of things: nothing is explained by it, so it is right only if all the rest of
+  // the image agrees with it.
+  bool is_cut = false;
+};
+
+// A big-endian field of 2, 4 or 8 bytes.
+Guess FieldGuess(uint64_t place_bytes, int bytes, uint64_t value, int rank, std::string evidence);
+
+// The right guess; nothing if none is right, or more than one of those with the same rank, the
+// lowest that has any.
+std::optional<Guess> OnlyRightGuess(const CheckState& state, PlanBuilder& plan,
+                                    std::vector<Guess> guesses);
+
+// What the value was before one of its `bits` lower bits was flipped.
+std::vector<uint64_t> OneBitAway(uint64_t value, int bits);
+
+// Clusters that nothing references and that have a refcount.
+class Orphans {
+ public:
+  explicit Orphans(const CheckState& state);
+
+  // Whether [offset, offset + length), which starts at a cluster, consists of orphans.
+  bool Contain(uint64_t offset_bytes, uint64_t length_bytes) const;
+  // Their offsets, ascending; a bounded number of them.
+  std::vector<uint64_t> Offsets() const;
+
+ private:
+  const CheckState& state_;
+  ClusterSet orphans_;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_REPAIR_GUESS_H_
