@@ -174,21 +174,30 @@ TEST_F(CommandLineTest, OtherFormat) {
   ExpectRefused({"-f", "raw", good_}, 63, "the format 'raw' does not support checks");
 }
 
-TEST_F(CommandLineTest, RepairIsRefusedAndNothingChanges) {
+TEST_F(CommandLineTest, WrongArgumentsOfARepairChangeNothing) {
   const std::vector<uint8_t> before = ReadFile(broken_);
-  for (const std::vector<std::string>& repair : {std::vector<std::string>{"--repair"},
-                                                 {"--repair=leaks"},
-                                                 {"--repair=all"},
-                                                 {"-r", "all"},
-                                                 {"-r", "leaks"},
-                                                 {"-rall"},
-                                                 {"--rep"}}) {
-    std::vector<std::string> arguments = repair;
-    arguments.push_back(broken_);
-    // The sentence names the image: --repair did not take it for its own argument.
-    ExpectRefused(arguments, 1, absl::StrCat("does not repair; nothing in '", broken_, "'"));
+  ExpectRefused({"--repair=some", broken_}, 1, "--repair");
+  ExpectRefused({"-r", broken_}, 1, "--repair");
+  ExpectRefused({"--repair", "-U", broken_}, 1, "-U cannot be used with --repair");
+  ExpectRefused({"--repair", "--no-undo", "--undo-file=x", broken_}, 1, "contradict");
+  ExpectRefused({"--repair", "--undo-file=x", broken_, good_}, 1, "for one image, but 2 are named");
+  ExpectRefused({"--repair", "--undo-file"}, 1, "--undo-file");
+  for (const std::string option :
+       {"--dry-run", "--undo-file=x", "--no-undo", "--free-orphans", "--discard"}) {
+    ExpectRefused({option, broken_}, 1, "it needs --repair");
   }
+  ExpectRefused({"-n", broken_}, 1, "--dry-run is for a repair");
+  ExpectRefused({"--repair", "-f", "raw", broken_}, 63, "the format 'raw' does not support checks");
   EXPECT_EQ(ReadFile(broken_), before);
+}
+
+TEST_F(CommandLineTest, RepairDoesNotSwallowTheNextArgument) {
+  // That would be "--repair leaks" of qemu-img, or a repair of an image of that name.
+  for (const std::string mode : {"leaks", "all"}) {
+    ExpectRefused({"--repair", mode, broken_}, 1, absl::StrCat("write --repair=", mode, " (or ./"));
+    ExpectRefused({"--rep", mode, broken_}, 1, absl::StrCat("write --repair=", mode));
+  }
+  EXPECT_EQ(Program({"--repair", "-q", broken_}).exit_code, 0);
 }
 
 TEST_F(CommandLineTest, ACheckLeavesBytesAndTimesAlone) {
@@ -268,6 +277,7 @@ TEST_F(CommandLineTest, HelpAndVersion) {
     EXPECT_EQ(result.exit_code, 0);
     EXPECT_THAT(result.out, HasSubstr("Usage: qcow2check"));
     EXPECT_THAT(result.out, HasSubstr("Exit codes: 0 consistent"));
+    EXPECT_THAT(result.out, HasSubstr("-n,--dry-run"));
   }
   const CommandResult version = Program({"--version"});
   EXPECT_EQ(version.exit_code, 0);

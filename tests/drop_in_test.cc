@@ -18,6 +18,7 @@
 namespace qcow2check::testing {
 namespace {
 
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using Json = nlohmann::json;
@@ -37,6 +38,7 @@ CommandResult Qemu(const Words& arguments) {
 
 // What both say to the same arguments.
 struct Both {
+  Both() = default;
   explicit Both(const Words& arguments) : ours(Ours(arguments)), qemu(Qemu(arguments)) {}
 
   CommandResult ours;
@@ -80,13 +82,23 @@ class DropInTest : public ::testing::Test {
     raw_ = dir_.Write("raw.img", std::vector<uint8_t>(65536, 0x5a));
   }
 
-  // That this repair is refused with exit code 1 and that the image stays as it is.
-  void ExpectRepairRefused(const Words& arguments, const std::string& image) {
-    const std::vector<uint8_t> before = ReadFile(image);
-    const CommandResult result = Ours(arguments);
-    EXPECT_EQ(result.exit_code, 1);
-    EXPECT_THAT(result.err, HasSubstr("does not repair"));
-    EXPECT_EQ(ReadFile(image), before);
+  // Repairs `image` with qemu-img, and again as it was before with ours.
+  Both RepairWithBoth(const Words& arguments, const std::string& image) {
+    const std::vector<uint8_t> damaged = ReadFile(image);
+    Both both;
+    both.qemu = Qemu(arguments);
+    WriteFile(image, damaged);
+    both.ours = Ours(arguments);
+    return both;
+  }
+
+  // That the repair ends as qemu-img's does, and that qemu-img has nothing to say of the image.
+  Both ExpectRepaired(const Words& arguments, const std::string& image) {
+    const Both both = RepairWithBoth(arguments, image);
+    EXPECT_EQ(both.ours.exit_code, 0) << both.ours.err;
+    EXPECT_EQ(both.qemu.exit_code, 0) << both.qemu.err;
+    EXPECT_EQ(Qemu({"check", image}).exit_code, 0);
+    return both;
   }
 
   TempDir dir_;
@@ -129,8 +141,16 @@ TEST_F(DropInTest, CloudStack) {
                                     image)}));
   EXPECT_EQ(ExpectSameJson(Both({"check", "--output=json", clean_}))["leaks"], 0);
   EXPECT_GT(ExpectSameJson(Both({"check", "--output=json", leaky_}))["leaks"], 0);
-  ExpectRepairRefused({"check", "--output=json", "-r", "leaks", leaky_}, leaky_);
-  ExpectRepairRefused({"check", "--output=json", "-r", "all", corrupt_}, corrupt_);
+  const Json leaks =
+      ExpectSameJson(ExpectRepaired({"check", "--output=json", "-r", "leaks", leaky_}, leaky_));
+  EXPECT_GT(leaks["leaks-fixed"], 0);
+  // qemu-img rebuilds all refcounts at the end of the file where ours raises one: other numbers.
+  const Both both = ExpectRepaired({"check", "--output=json", "-r", "all", corrupt_}, corrupt_);
+  const Json all = Json::parse(both.ours.out, nullptr, false);
+  for (const auto& [key, value] : Json::parse(both.qemu.out).items()) {
+    EXPECT_TRUE(all.contains(key)) << key;
+  }
+  EXPECT_GT(all["corruptions-fixed"], 0);
 }
 
 // A plain check of each file; anything but 0 fails the backup.
@@ -146,16 +166,16 @@ TEST_F(DropInTest, Xapi) {
     const Both both({"check", image});
     EXPECT_EQ(both.ours.exit_code, both.qemu.exit_code) << image;
   }
-  ExpectRepairRefused({"check", "-f", "qcow2", "-r", "all", corrupt_}, corrupt_);
+  ExpectRepaired({"check", "-f", "qcow2", "-r", "all", corrupt_}, corrupt_);
 }
 
 // Each start of a VM: check; 3 leads to -r leaks, 2 to -r all; 1 is ignored.
 TEST_F(DropInTest, Gns3) {
   EXPECT_EQ(Ours({"check", clean_}).exit_code, 0);
   EXPECT_EQ(Ours({"check", leaky_}).exit_code, 3);
-  ExpectRepairRefused({"check", "-r", "leaks", leaky_}, leaky_);
+  ExpectRepaired({"check", "-r", "leaks", leaky_}, leaky_);
   EXPECT_EQ(Ours({"check", corrupt_}).exit_code, 2);
-  ExpectRepairRefused({"check", "-r", "all", corrupt_}, corrupt_);
+  ExpectRepaired({"check", "-r", "all", corrupt_}, corrupt_);
 }
 
 // An abbreviated option; six keys of the JSON.
@@ -236,6 +256,21 @@ TEST_F(DropInTest, SummaryLinesOfADamagedImageAreThoseOfQemuImg) {
   }
 }
 
+TEST_F(DropInTest, TextOfARepairHasTheLinesOfQemuImg) {
+  const Both both = ExpectRepaired({"check", "-r", "all", leaky_}, leaky_);
+  EXPECT_THAT(both.qemu.out, HasSubstr("Double checking the fixed image now"));
+  // All of it; ours has more in front of it.
+  EXPECT_THAT(both.ours.out, EndsWith(absl::StrCat("\n", both.qemu.out)));
+}
+
+TEST_F(DropInTest, ARepairOfACleanImageSaysWhatACheckSays) {
+  const std::vector<uint8_t> before = ReadFile(clean_);
+  for (const std::string mode : {"leaks", "all"}) {
+    ExpectSameText(RepairWithBoth({"check", "-r", mode, clean_}, clean_));
+    EXPECT_EQ(ReadFile(clean_), before);
+  }
+}
+
 // --- Every way to write the options ---
 
 TEST_F(DropInTest, OptionsInEveryForm) {
@@ -287,6 +322,25 @@ TEST_F(DropInTest, OptionsInEveryForm) {
   }
 }
 
+TEST_F(DropInTest, RepairInEveryForm) {
+  const std::vector<uint8_t> damaged = ReadFile(leaky_);
+  for (const Words& form : {Words{"-r", "leaks"},
+                            {"-rleaks"},
+                            {"-r", "all", "-r", "leaks"},
+                            {"--repair=leaks"},
+                            {"--repair=leaks", "-r", "all"},
+                            {"--rep=all"},
+                            {"-qrall"},
+                            {"-Tnone", "-r", "all"}}) {
+    Words arguments = {"check"};
+    arguments.insert(arguments.end(), form.begin(), form.end());
+    arguments.push_back(leaky_);
+    SCOPED_TRACE(::testing::PrintToString(arguments));
+    WriteFile(leaky_, damaged);
+    ExpectRepaired(arguments, leaky_);
+  }
+}
+
 TEST_F(DropInTest, JsonInEveryForm) {
   for (const Words& form : {Words{"--output=json"},
                             {"--output", "json"},
@@ -319,6 +373,8 @@ TEST_F(DropInTest, WhatQemuImgRefusesAsAmbiguousOrWrongIsRefused) {
                              {"--bogus", clean_},
                              {"--output=xml", clean_},
                              {"-r", "some", clean_},
+                             {"--repair=some", clean_},
+                             {"-U", "-r", "all", clean_},
                              {"-r"},
                              {}}) {
     Words arguments = {"check"};
