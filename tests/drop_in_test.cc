@@ -147,9 +147,8 @@ TEST_F(DropInTest, CloudStack) {
   // qemu-img rebuilds all refcounts at the end of the file where ours raises one: other numbers.
   const Both both = ExpectRepaired({"check", "--output=json", "-r", "all", corrupt_}, corrupt_);
   const Json all = Json::parse(both.ours.out, nullptr, false);
-  for (const auto& [key, value] : Json::parse(both.qemu.out).items()) {
-    EXPECT_TRUE(all.contains(key)) << key;
-  }
+  const Json qemu = Json::parse(both.qemu.out, nullptr, false);
+  for (const auto& [key, value] : qemu.items()) EXPECT_TRUE(all.contains(key)) << key;
   EXPECT_GT(all["corruptions-fixed"], 0);
 }
 
