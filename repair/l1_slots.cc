@@ -43,4 +43,33 @@ bool IsLostTable(const CheckState& state, uint64_t table_bytes) {
   });
 }
 
+SoundPlaces::SoundPlaces(const CheckState& state) : state_(state) {
+  const int bits = state.geo().cluster_bits;
+  const auto add = [this](uint64_t cluster, uint64_t users) {
+    const auto [found, is_new] = users_.emplace(cluster, users);
+    if (!is_new) found->second = kOverlap;
+  };
+  for (const L1Table& table : state.l1_tables) {
+    const uint64_t first = table.offset_bytes >> bits;
+    const uint64_t end =
+        std::min(table.offset_bytes + table.users.back().entries * 8, state.file.size_bytes());
+    for (uint64_t cluster = first; cluster << bits < end; ++cluster) {
+      uint64_t users = 0;
+      for (const L1User& user : table.users) {
+        const uint64_t user_end = table.offset_bytes + user.entries * 8;
+        users += cluster << bits < user_end ? 1 : 0;
+      }
+      add(cluster, users);
+    }
+  }
+  for (const L2Table& table : state.l2_tables) add(table.offset_bytes >> bits, table.weight);
+}
+
+bool SoundPlaces::MayChange(uint64_t place_bytes) const {
+  const uint64_t cluster = place_bytes >> state_.geo().cluster_bits;
+  const auto found = users_.find(cluster);
+  return found != users_.end() && cluster < state_.file_clusters &&
+         found->second == state_.expected->Get(cluster);
+}
+
 }  // namespace qcow2check

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "absl/container/flat_hash_map.h"
 #include "checker/check_state.h"
 #include "repair/plan_builder.h"
 
@@ -27,6 +28,20 @@ void ForEachL1SlotTo(const CheckState& state, const PlanBuilder& plan, uint64_t 
 
 // Whether the walk found something else than an L2 table there.
 bool IsLostTable(const CheckState& state, uint64_t table_bytes);
+
+// Which entries may be changed: those in clusters that belong to one L1 or L2 table alone. Where
+// two structures overlap, a change of one is damage to the other.
+class SoundPlaces {
+ public:
+  explicit SoundPlaces(const CheckState& state);
+  bool MayChange(uint64_t place_bytes) const;
+
+ private:
+  static constexpr uint64_t kOverlap = 0;
+
+  const CheckState& state_;
+  absl::flat_hash_map<uint64_t, uint64_t> users_;  // cluster -> references to the table there
+};
 
 }  // namespace qcow2check
 

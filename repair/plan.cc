@@ -16,8 +16,8 @@ namespace {
 
 // Findings listed of each code in one round; what is beyond comes with the next.
 constexpr uint64_t kFindingsAtOnce = 1u << 16;
-// Every round plans something that the rounds before did not; no image needs nearly as many.
-constexpr int kMostRounds = 100'000;
+// No image needs nearly as many rounds. A repair that finds no end is none.
+constexpr int kMostRounds = 2000;
 
 using Planner = void (*)(CheckState&, PlanBuilder&);
 
@@ -128,6 +128,44 @@ std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState
   return free;
 }
 
+// Why a finding is still there when nothing more is planned, if no planner has said it.
+std::string WhyLeft(const Finding& finding) {
+  switch (finding.code) {
+    case FindingCode::kL1Lost:
+      return "which slot of the L1 table led to which L2 table cannot be proven";
+    case FindingCode::kL2TableLost:
+    case FindingCode::kL2TableTorn:
+      return "its mappings are not in the file; the clusters that fit it are kept";
+    case FindingCode::kOrphanL2Table:
+      return "which L1 entry led here cannot be proven; it is kept";
+    case FindingCode::kCorruptBit:
+      return "it stays set until everything else is right";
+    default:
+      return "nothing in the image proves how it was";
+  }
+}
+
+void DeclineTheRest(const CheckState& state, const std::string& why_nothing, PlanBuilder& plan) {
+  for (const Finding& finding : state.findings.findings()) {
+    const Tally tally = InfoOf(finding.code).tally;
+    if (tally != Tally::kCorruptions && tally != Tally::kLeaks) continue;
+    plan.Decline(finding.code, finding.host_offset,
+                 why_nothing.empty() ? WhyLeft(finding) : why_nothing);
+  }
+}
+
+Plan NoEnd(const ImageFile& file) {
+  Plan plan;
+  plan.old_size_bytes = plan.new_size_bytes = file.size_bytes();
+  plan.refused = "one repair after the other is undone by the next: the structures overlap";
+  const CheckOptions check;
+  CheckState state(file, check);
+  RunPasses(state, "orphans");
+  plan.remaining = TotalsOf(state);
+  plan.held_back = state.held_back;
+  return plan;
+}
+
 // Nothing if evidence was removed that orphans still need, and `evidence` did not provide for it.
 std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
                             Evidence evidence) {
@@ -138,10 +176,11 @@ std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
     CheckState state(plan.image(), check);
     RunPasses(state, "orphans");
     const std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
+    if (round == kMostRounds) return NoEnd(file);
     const uint64_t before = plan.writes();
     if (round == 0 && evidence == Evidence::kNote && !PlanNote(state, plan)) return std::nullopt;
     if (plan.writes() != before) continue;
-    if (why_nothing.empty() && round < kMostRounds) {
+    if (why_nothing.empty()) {
       for (const Planner planner : PlannersFor(state, options, evidence)) {
         planner(state, plan);
         if (plan.writes() != before) break;
@@ -151,6 +190,7 @@ std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
     const bool unexplained = plan.removes_evidence() && !options.free_orphans &&
                              state.findings.Has(FindingCode::kLeakedCluster);
     if (unexplained && evidence == Evidence::kNotNeeded) return std::nullopt;
+    DeclineTheRest(state, why_nothing, plan);
     Plan made = std::move(plan).Take();
     made.refused = why_nothing;
     made.remaining = TotalsOf(state);

@@ -37,7 +37,8 @@ class EntryPlanner {
         plan_(plan),
         geometry_(state.geo()),
         stored_(state, plan),
-        evidence_(state, plan, stored_) {
+        evidence_(state, plan, stored_),
+        places_(state) {
     for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
   }
 
@@ -84,6 +85,7 @@ class EntryPlanner {
   const Geometry& geometry_;
   StoredRefcounts stored_;
   OrphanEvidence evidence_;
+  SoundPlaces places_;
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
 };
@@ -100,6 +102,7 @@ void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit) const {
     const uint64_t place = finding.host_offset->bytes + i * step;
     if (!plan_.image().ReadAt(HostOffset{place}, absl::MakeSpan(bytes).first(step)).ok()) continue;
     const uint64_t guest = finding.guest_offset ? finding.guest_offset->bytes + i * guest_step : 0;
+    if (!places_.MayChange(place)) continue;
     visit(FoundEntry{finding, place, finding.l2_index.value_or(0) + i, Load64(bytes.data()),
                      step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}});
   }
@@ -273,7 +276,10 @@ void EntryPlanner::FixCompressed(const FoundEntry& at) {
 void EntryPlanner::RelinkCollision(const Finding& finding) {
   std::vector<std::pair<FoundEntry, Explanation>> explained;
   for (const Owner& owner : finding.owners) {
-    if (!owner.entry_offset || owner.structure != Structure::kDataCluster) continue;
+    if (!owner.entry_offset || owner.structure != Structure::kDataCluster ||
+        !places_.MayChange(owner.entry_offset->bytes)) {
+      continue;
+    }
     uint8_t bytes[8];
     if (!plan_.image().ReadAt(*owner.entry_offset, bytes).ok()) continue;
     const EntryAt at = {owner.entry_offset->bytes, owner.l2_index.value_or(0), Load64(bytes)};
@@ -299,6 +305,7 @@ void EntryPlanner::RelinkZeroSlot() {
   uint64_t slot = 0;
   while (slot < state_.active_l1.size() && state_.active_l1[slot].l1_index == slot) ++slot;
   const uint64_t table = evidence_.tables().front();
+  if (!places_.MayChange(state_.header.l1_table_offset + slot * 8)) return;
   for (const Finding& finding : state_.findings.findings()) {
     if (finding.code != FindingCode::kOrphanL2Table) continue;
     const bool one = stored_.Get(table >> geometry_.cluster_bits) == 1;
@@ -317,7 +324,7 @@ void EntryPlanner::RelinkLostTable(const Finding& finding) {
   }
   const uint64_t table = finding.host_offset->bytes & ~(geometry_.cluster_size() - 1);
   ForEachL1SlotTo(state_, plan_, table, finding.l1_index.value_or(0), [&](const L1Slot& slot) {
-    if (!slot.active) return;
+    if (!slot.active || !places_.MayChange(slot.place_bytes)) return;
     Relink(FoundEntry{finding, slot.place_bytes, 0, slot.entry, 0, GuestOffset{}},
            evidence_.ForL1Entry(slot.entry));
   });

@@ -3,6 +3,7 @@
 
 #include "common/byte_order.h"
 #include "common/table_entry.h"
+#include "repair/l1_slots.h"
 #include "repair/planners.h"
 
 namespace qcow2check {
@@ -13,6 +14,7 @@ constexpr uint64_t kIncompatibleFeaturesField = 72;
 }  // namespace
 
 void PlanCopiedFlags(CheckState& state, PlanBuilder& plan) {
+  const SoundPlaces places(state);
   const bool may_lower =
       plan.options().free_orphans || (state.coverage.complete() && state.held_back.clusters == 0);
   for (const Finding& finding : state.findings.findings()) {
@@ -23,6 +25,7 @@ void PlanCopiedFlags(CheckState& state, PlanBuilder& plan) {
         finding.structure == Structure::kL2Table ? state.geo().l2_entry_bytes() : 8;
     for (uint64_t at = 0; at < finding.length_bytes; at += step) {
       const uint64_t place = finding.host_offset->bytes + at;
+      if (!places.MayChange(place)) continue;
       uint8_t bytes[8];
       if (!plan.image().ReadAt(HostOffset{place}, bytes).ok()) continue;
       plan.Write64(place, Load64(bytes) ^ kCopiedBit,

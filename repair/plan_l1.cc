@@ -29,6 +29,7 @@ class L1Planner {
       : state_(state), plan_(plan), geometry_(state.geo()) {}
 
   void FindTrueTable();
+  void Shorten();
   void Enlarge();
 
  private:
@@ -144,6 +145,39 @@ void L1Planner::FindTrueTable() {
   plan_.Write64(kL1OffsetField, found, reason);
 }
 
+// A table that is longer than the disk needs, and reaches out of the file or onto other
+// structures: its length in the header is wrong, not what it reaches.
+void L1Planner::Shorten() {
+  const uint64_t needed = geometry_.l1_entries_needed();
+  if (needed == 0 || state_.header.l1_size <= needed) return;
+  const uint64_t offset = state_.header.l1_table_offset;
+  const int bits = geometry_.cluster_bits;
+  const uint64_t end =
+      std::min(offset + uint64_t{state_.header.l1_size} * 8, state_.file.size_bytes());
+  bool overlaps = false;
+  for (uint64_t cluster = DivideRoundingUp(offset + needed * 8, uint64_t{1} << bits);
+       cluster << bits < end; ++cluster) {
+    overlaps |= state_.expected->Get(cluster) > 1;
+  }
+  const Finding* why = Find(FindingCode::kL1OffsetInvalid);
+  if (why == nullptr) why = Find(FindingCode::kL1TooLarge);
+  if (why == nullptr && overlaps) why = Find(FindingCode::kMetadataOverlap);
+  if (why == nullptr && overlaps) why = Find(FindingCode::kDataOnMetadata);
+  if (why == nullptr) return;
+  const std::optional<std::vector<uint8_t>> table = ReadTable(offset, needed);
+  if (!table || !IsAligned(offset, geometry_.cluster_size()) || offset == 0) return;
+  const bool empty =
+      std::all_of(table->begin(), table->end(), [](uint8_t byte) { return byte == 0; });
+  if (!empty && !EntriesFit(*table)) return;
+  PlanReason reason = ReasonFor(
+      *why, absl::StrFormat("the disk needs %d entries; what lies behind them are none", needed));
+  reason.action = RepairAction::kRewriteEntry;
+  reason.safety = RepairSafety::kLossless;
+  uint8_t field[4];
+  Store32(field, static_cast<uint32_t>(needed));
+  plan_.Write(kL1SizeField, field, reason);
+}
+
 // Whether the entries behind the table's end are free, or already those of a longer table.
 bool L1Planner::MayGrowInPlace(uint64_t entries) const {
   const uint64_t begin = state_.header.l1_table_offset;
@@ -209,7 +243,8 @@ void L1Planner::Enlarge() {
 void PlanL1Table(CheckState& state, PlanBuilder& plan) {
   L1Planner planner(state, plan);
   const uint64_t before = plan.writes();
-  planner.FindTrueTable();
+  planner.Shorten();
+  if (plan.writes() == before) planner.FindTrueTable();
   if (plan.writes() == before) planner.Enlarge();
 }
 

@@ -32,6 +32,7 @@ class OwnClusterPlanner {
         plan_(plan),
         geometry_(state.geo()),
         structures_(state, plan),
+        places_(state),
         copies_left_((state.file.size_bytes() + kExtraCopyBytes) >> state.geo().cluster_bits) {
     for (const L2Table& table : state.l2_tables) tables_[table.offset_bytes] = &table;
   }
@@ -57,6 +58,7 @@ class OwnClusterPlanner {
   PlanBuilder& plan_;
   const Geometry& geometry_;
   RefcountStructures structures_;
+  SoundPlaces places_;
   uint64_t copies_left_;
   absl::flat_hash_map<uint64_t, const L2Table*> tables_;  // by offset
   absl::flat_hash_set<uint64_t> moved_entries_;
@@ -112,7 +114,9 @@ std::optional<uint64_t> OwnClusterPlanner::CopyCluster(uint64_t from_bytes, uint
 }
 
 void OwnClusterPlanner::MoveEntry(const Finding& finding, const Owner& owner, bool from_metadata) {
-  if (!owner.entry_offset || !moved_entries_.insert(owner.entry_offset->bytes).second) return;
+  if (!owner.entry_offset || !places_.MayChange(owner.entry_offset->bytes) ||
+      !moved_entries_.insert(owner.entry_offset->bytes).second)
+    return;
   const uint64_t size = geometry_.cluster_size();
   const auto table = tables_.find(owner.entry_offset->bytes / size * size);
   uint8_t bytes[8];
@@ -173,6 +177,7 @@ void OwnClusterPlanner::SeparateTables(const Finding& finding) {
   uint64_t users = 0;
   bool active = false;
   ForEachL1SlotTo(state_, plan_, table_bytes, *finding.l1_index, [&](const L1Slot& slot) {
+    if (!places_.MayChange(slot.place_bytes)) return;
     slots.push_back(slot);
     users += slot.users;
     active = active || slot.active;

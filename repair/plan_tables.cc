@@ -44,6 +44,7 @@ class LostTablePlanner {
         geometry_(state.geo()),
         structures_(state, plan),
         evidence_(state, plan, structures_.stored()),
+        places_(state),
         zeros_(state, plan) {}
 
   void Run();
@@ -68,6 +69,7 @@ class LostTablePlanner {
   const Geometry& geometry_;
   RefcountStructures structures_;
   OrphanEvidence evidence_;
+  SoundPlaces places_;
   ZeroEntries zeros_;
   std::vector<Replacement> replacements_;
 };
@@ -138,9 +140,11 @@ SavedTable LostTablePlanner::Save(uint64_t table_bytes) const {
 void LostTablePlanner::Plan(const LostTable& lost) {
   Replacement replacement = {.lost = lost, .saved = Save(lost.offset_bytes)};
   ForEachL1SlotTo(state_, plan_, lost.offset_bytes, lost.l1_index, [&](const L1Slot& slot) {
+    if (!places_.MayChange(slot.place_bytes)) return;
     replacement.slots.push_back(slot);
     replacement.users += slot.users;
   });
+  if (replacement.slots.empty()) return;
   if (replacement.saved.saved == 0) {
     for (const L1Slot& slot : replacement.slots) {
       Finding finding = *lost.finding;
