@@ -72,13 +72,14 @@ std::string TextOf(const std::string& path, const std::string& name, const Image
   }
   // The plan has told all that is wrong.
   const bool only_closing = command.dry_run && !repair.empty();
+  const bool several = command.images.size() > 1;
   const std::string report = only_closing ? ClosingLines(outcome.report)
                                           : TextReport(name, outcome.report, outcome.chain,
                                                        {.colour = colour,
                                                         .several_images = command.images.size() > 1,
                                                         .repair_path = command.repair ? "" : path});
   const bool gap = only_closing && !absl::StartsWith(report, "\n");
-  return absl::StrCat(repair, gap ? "\n" : "", report);
+  return absl::StrCat(repair, gap ? "\n" : "", report, only_closing && several ? "\n" : "");
 }
 
 void Print(const std::string& path, const std::string& name, const ImageOutcome& outcome,

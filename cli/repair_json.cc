@@ -139,9 +139,15 @@ bool Covers(const Finding& finding, const Finding& other) {
 }
 
 std::vector<RepairedFinding> FindingsBefore(const RepairResult& result) {
+  const auto worse = [](const PlanReason* a, const PlanReason* b) {
+    return a == nullptr || b->safety > a->safety ? b : a;
+  };
   ByPlace<const PlanReason*> reasons;
+  absl::btree_map<FindingCode, const PlanReason*> worst;
   ForEachWrite(result.plan, [&](uint64_t, const PlannedWrite& write) {
-    reasons.Add(write.reason.code, write.reason.finding_offset, &write.reason);
+    const PlanReason& reason = write.reason;
+    reasons.Add(reason.code, reason.finding_offset, &reason);
+    worst[reason.code] = worse(worst[reason.code], &reason);
   });
   std::vector<RepairedFinding> rows;
   for (const Finding& finding : result.before.findings) {
@@ -149,9 +155,11 @@ std::vector<RepairedFinding> FindingsBefore(const RepairResult& result) {
     if (rows.size() < result.repairs.size()) row.repair = result.repairs[rows.size()];
     // What the plan does here may be another thing than what is usual for the code.
     const PlanReason* planned = nullptr;
-    reasons.ForEachIn(finding, [&](const PlanReason* reason) {
-      if (planned == nullptr || reason->safety > planned->safety) planned = reason;
-    });
+    reasons.ForEachIn(finding, [&](const PlanReason* reason) { planned = worse(planned, reason); });
+    const bool repaired =
+        row.repair.status == RepairStatus::kPlanned || row.repair.status == RepairStatus::kDone;
+    // Repaired elsewhere: a lost table by the entry that points to it.
+    if (planned == nullptr && repaired) planned = worst[finding.code];
     if (planned != nullptr) {
       row.action = planned->action;
       row.safety = planned->safety;

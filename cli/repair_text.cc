@@ -75,21 +75,27 @@ std::string WriteText(const PlannedWrite& write) {
   } else {
     absl::StrAppend(&text, ", ", FormatBytes(write.length_bytes));
   }
-  return absl::StrCat(text, ": ", Printable(write.reason.text));
+  return text;
 }
 
 std::string GroupText(const WriteGroup& group, bool colour) {
+  const bool one_reason = std::all_of(
+      group.writes.begin(), group.writes.end(),
+      [&](const PlannedWrite* write) { return write->reason.text == group.reason.text; });
   std::string text =
       CodeParagraph(group.reason.code,
                     absl::StrCat(NameOf(group.reason.action), ", ", NameOf(group.reason.safety),
                                  ": ", Counted(group.writes.size(), "write", "writes"), ", ",
-                                 FormatBytes(SizeOf(group.writes))),
+                                 FormatBytes(SizeOf(group.writes)), one_reason ? ": " : "",
+                                 one_reason ? Printable(group.reason.text) : ""),
                     colour);
   size_t shown = 0;
   for (const PlannedWrite* write : group.writes) {
     if (shown == kShownPerCode) break;
     ++shown;
-    absl::StrAppend(&text, Item(WriteText(*write), kCodeIndent));
+    absl::StrAppend(&text, Item(absl::StrCat(WriteText(*write), one_reason ? "" : ": ",
+                                             one_reason ? "" : Printable(write->reason.text)),
+                                kCodeIndent));
   }
   if (group.writes.size() > shown) {
     absl::StrAppend(&text, Item(absl::StrCat("and ", FormatCount(group.writes.size() - shown),
@@ -105,7 +111,12 @@ std::string GroupsText(const std::vector<WriteGroup>& groups, bool lossy, absl::
   std::string text;
   for (const WriteGroup& group : groups) {
     if ((group.reason.safety == RepairSafety::kLossy) != lossy) continue;
-    if (text.empty()) text = heading.empty() ? "\n" : Paragraph(heading);
+    if (text.empty()) {
+      text =
+          heading.empty()
+              ? "\n"
+              : absl::StrCat("\n  ", Coloured(heading, lossy ? kRed : "", lossy && colour), "\n");
+    }
     absl::StrAppend(&text, GroupText(group, colour));
   }
   return text;
@@ -234,10 +245,12 @@ std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) 
   const RepairResult& result = outcome.result;
   const HeldBack& held = outcome.dry_run ? result.plan.held_back : result.after.held_back;
   if (held.clusters == 0) return "";
+  // Afterwards a check only knows that a repair kept them.
+  const std::string& why = result.before.held_back.why;
   std::string text = Paragraph(absl::StrCat(
       "Held back: ", Counted(held.clusters, "cluster", "clusters"), " (", FormatBytes(held.bytes),
       ") that nothing references and that may be the only copy of something",
-      held.why.empty() ? "" : ": ", Printable(held.why), ". They keep their refcounts."));
+      why.empty() ? "" : ": ", Printable(why), ". They keep their refcounts."));
   // After a repair the report of what is left lists them.
   if (outcome.dry_run) absl::StrAppend(&text, OrphansText(result.before));
   return absl::StrCat(
