@@ -109,7 +109,6 @@ class OrphanJudge {
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
-  bool HasLostPointers() const;
   std::string WhyHeldBack() const;
   void ReportOrphans();
   const OrphanRun* RunStartingAt(uint64_t cluster) const;
@@ -377,7 +376,7 @@ absl::flat_hash_set<uint64_t> OrphanJudge::TablesOfDeletedSnapshots() const {
 // Tables that nothing references any more: L1 entries were lost. If findings about those entries,
 // or about the whole L1 table, add to the total already, the tables do not count once more.
 void OrphanJudge::ReportOrphanL2Tables() {
-  const uint64_t count = HasLostPointers() ? 0 : 1;
+  const uint64_t count = HasLostPointers(state_) ? 0 : 1;
   absl::flat_hash_set<uint64_t> deleted;
   if (count != 0) deleted = TablesOfDeletedSnapshots();
   for (const OrphanTable& table : orphan_tables_) {
@@ -392,11 +391,6 @@ void OrphanJudge::ReportOrphanL2Tables() {
                          .detail = absl::StrFormat("the cluster at 0x%x maps %d clusters",
                                                    table.offset_bytes, table.mapped_clusters)});
   }
-}
-
-bool OrphanJudge::HasLostPointers() const {
-  return std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
-                     [this](FindingCode code) { return state_.findings.Has(code); });
 }
 
 // The only orphan whose address differs from `target` in one bit.
@@ -469,7 +463,7 @@ std::string OrphanJudge::WhyHeldBack() const {
   if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
   if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");
-  if (reasons.empty() && HasLostPointers()) reasons.push_back("pointers were damaged");
+  if (reasons.empty() && HasLostPointers(state_)) reasons.push_back("pointers were damaged");
   if (reasons.empty() && !state_.coverage.complete()) {
     reasons.push_back("a part of the image could not be examined");
   }
@@ -491,6 +485,11 @@ void OrphanJudge::ReportOrphans() {
 }
 
 }  // namespace
+
+bool HasLostPointers(const CheckState& state) {
+  return std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
+                     [&state](FindingCode code) { return state.findings.Has(code); });
+}
 
 void ClassifyOrphans(CheckState& state) { OrphanJudge(state).Run(); }
 

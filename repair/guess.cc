@@ -46,9 +46,9 @@ void ForEachDifference(const CheckState& now, const CheckState& then, Visit visi
 }
 
 // Whether all of the image fits together at least as well with the guess, and something better.
-bool IsRight(const CheckState& now, const StoredRefcounts& stored, const CheckState& then,
-             const Guess& guess) {
+bool IsRight(const CheckState& now, const CheckState& then, PlanBuilder& plan, const Guess& guess) {
   if (!then.geometry || !then.refcounts_readable) return false;
+  const StoredRefcounts stored(then, plan);
   bool worse = false, explains = false;
   ForEachDifference(now, then, [&](uint64_t cluster) {
     if (!stored.HasBlockFor(cluster)) return;
@@ -58,10 +58,19 @@ bool IsRight(const CheckState& now, const StoredRefcounts& stored, const CheckSt
     if (after > before) worse = true;
     if (then.expected->Get(cluster) > now.expected->Get(cluster)) explains = true;
   });
-  if (worse || Corruptions(then) > Corruptions(now)) return false;
-  if (!guess.is_cut) return explains;
-  return then.mismatched->empty() && then.orphans.empty() && then.coverage.complete() &&
-         Corruptions(then) < Corruptions(now);
+  const uint64_t corruptions = Corruptions(then);
+  const uint64_t corruptions_now = Corruptions(now);
+  if (worse || corruptions > corruptions_now) return false;
+  switch (guess.needed) {
+    case Proof::kExplainsRefcounts:
+      return explains;
+    case Proof::kFewerCorruptions:
+      return corruptions < corruptions_now;
+    case Proof::kAllAgrees:
+      return corruptions < corruptions_now && then.mismatched->empty() && then.orphans.empty() &&
+             then.coverage.complete();
+  }
+  return false;
 }
 
 }  // namespace
@@ -79,7 +88,6 @@ std::optional<Guess> OnlyRightGuess(const CheckState& state, PlanBuilder& plan,
                                     std::vector<Guess> guesses) {
   std::stable_sort(guesses.begin(), guesses.end(),
                    [](const Guess& a, const Guess& b) { return a.rank < b.rank; });
-  const StoredRefcounts stored(state, plan);
   std::optional<Guess> right;
   std::vector<const Guess*> tried;
   for (const Guess& guess : guesses) {
@@ -94,7 +102,7 @@ std::optional<Guess> OnlyRightGuess(const CheckState& state, PlanBuilder& plan,
     if (!copy.Patch(guess.place_bytes, guess.bytes).ok()) continue;
     CheckState then(copy, state.options);
     RunPasses(then, "orphans");
-    if (!IsRight(state, stored, then, guess)) continue;
+    if (!IsRight(state, then, plan, guess)) continue;
     if (right) return std::nullopt;
     right = guess;
   }

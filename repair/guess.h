@@ -18,14 +18,19 @@
 
 namespace qcow2check {
 
+// What a guess must achieve, besides making nothing worse.
+enum class Proof {
+  kExplainsRefcounts,  // clusters get back references that their refcounts tell of
+  kFewerCorruptions,   // enough where the evidence is in the bytes around the field
+  kAllAgrees,  // no refcount and no cluster is left unexplained: for smaller numbers of things
+};
+
 struct Guess {
   uint64_t place_bytes = 0;  // of the field in the file
   std::vector<uint8_t> bytes;
   int rank = 0;          // the stronger the evidence, the lower
   std::string evidence;  // for the plan
-  // A smaller number of things: nothing is explained by it, so it is right only if all the rest of
-  // the image agrees with it.
-  bool is_cut = false;
+  Proof needed = Proof::kExplainsRefcounts;
 };
 
 // A big-endian field of 2, 4 or 8 bytes.

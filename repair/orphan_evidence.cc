@@ -60,18 +60,26 @@ OrphanEvidence::OrphanEvidence(const CheckState& state, const PlanBuilder& plan,
   SetTablesAside();
 }
 
-// What an unreferenced table maps is the data of that table, whatever else might fit it.
+// What an unreferenced table maps is the data of that table, whatever else might fit it. A table
+// whose COPIED flags do not say what the refcounts say is no L2 table (bitmap tables look alike).
 void OrphanEvidence::SetTablesAside() {
   const Geometry& geometry = state_.geo();
+  std::vector<uint64_t> tables;
   for (const uint64_t table : tables_) {
     orphans_.Erase(table >> geometry.cluster_bits);
     std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
     if (!plan_.image().ReadAt(HostOffset{table}, absl::MakeSpan(bytes)).ok()) continue;
+    uint64_t agree = 0, disagree = 0;
     for (uint64_t at = 0; at < bytes.size(); at += geometry.l2_entry_bytes()) {
-      const uint64_t cluster = EntryOffset(Load64(&bytes[at])) >> geometry.cluster_bits;
-      if (cluster < state_.file_clusters) orphans_.Erase(cluster);
+      const uint64_t entry = Load64(&bytes[at]);
+      const uint64_t cluster = EntryOffset(entry) >> geometry.cluster_bits;
+      if (IsCompressed(entry) || cluster == 0 || cluster >= state_.file_clusters) continue;
+      orphans_.Erase(cluster);
+      ++(IsCopied(entry) == (stored_.Get(cluster) == 1) ? agree : disagree);
     }
+    if (agree >= disagree) tables.push_back(table);
   }
+  tables_ = std::move(tables);
 }
 
 bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {

@@ -26,9 +26,9 @@ using Planner = void (*)(CheckState&, PlanBuilder&);
 // raised, so that only true references are counted; in the plan the raising comes first all the
 // same. Nothing is lowered before all else is done.
 constexpr std::array<Planner, 13> kRepairAll = {
-    PlanL1Table,     PlanProvenEntries, PlanSnapshots,        PlanLostEntries,
-    PlanLostTables,  PlanBitmaps,       PlanRaisedRefcounts,  PlanRefcountStructures,
-    PlanOwnClusters, PlanCopiedFlags,   PlanLoweredRefcounts, PlanNoteWithdrawn,
+    PlanL1Table,     PlanSnapshots,   PlanBitmaps,          PlanProvenEntries,
+    PlanLostEntries, PlanLostTables,  PlanRaisedRefcounts,  PlanRefcountStructures,
+    PlanOwnClusters, PlanCopiedFlags, PlanLoweredRefcounts, PlanNoteWithdrawn,
     PlanFeatureBits,
 };
 // Without those that remove the only sign that orphans may be worth something.
@@ -98,7 +98,7 @@ std::string WhyNothing(const CheckState& state, const RepairOptions& options) {
 
 // What is done about evidence that a repair removes.
 enum class Evidence {
-  kNotNeeded,  // no orphans are left that it is about
+  kNotNeeded,  // no orphans are left that it could be about
   kNote,       // a note in the image takes its place
   kKeep,       // there is no room for a note: it stays as it is
 };
@@ -177,6 +177,7 @@ std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
     RunPasses(state, "orphans");
     const std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     if (round == kMostRounds) return NoEnd(file);
+    if (round == 0 && state.geometry && HasLostPointers(state)) plan.ExpectLosses();
     const uint64_t before = plan.writes();
     if (round == 0 && evidence == Evidence::kNote && !PlanNote(state, plan)) return std::nullopt;
     if (plan.writes() != before) continue;

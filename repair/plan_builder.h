@@ -24,9 +24,11 @@ class PlanBuilder {
   const RepairOptions& options() const { return options_; }
   // The image as it will be after all writes so far.
   const PatchedFile& image() const { return image_; }
-  // Whether a write so far removes what shows that orphans may be the only copy of something: a
-  // pointer that was given up, or a copy of what two guest ranges shared.
+  // Whether the repair removes what shows that orphans may be the only copy of something: damaged
+  // pointers, or that two guest ranges share a cluster.
   bool removes_evidence() const { return removes_evidence_; }
+  // Set if the image had damaged pointers before the repair: orphans may be what they led to.
+  void ExpectLosses() { removes_evidence_ = true; }
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
 

@@ -5,6 +5,7 @@
 
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "checker/decompress.h"
 #include "checker/table_shape.h"
@@ -12,6 +13,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/l1_slots.h"
+#include "repair/metadata_doubt.h"
 #include "repair/orphan_evidence.h"
 #include "repair/planners.h"
 #include "repair/stored_refcounts.h"
@@ -29,6 +31,42 @@ struct FoundEntry {
   uint64_t bitmap_word = 0;  // of an extended L2 entry
   GuestOffset guest;
 };
+
+bool IsAboutTarget(FindingCode code) {
+  switch (code) {
+    case FindingCode::kL1EntryWithoutOffset:
+    case FindingCode::kL2TableMisaligned:
+    case FindingCode::kL2TablePastEnd:
+    case FindingCode::kDataMisaligned:
+    case FindingCode::kZeroClusterMisaligned:
+    case FindingCode::kDataPastEnd:
+    case FindingCode::kZeroClusterPastEnd:
+    case FindingCode::kCompressedPastEnd:
+    case FindingCode::kSubclusterWithoutCluster:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool IsAboutFlags(FindingCode code) {
+  switch (code) {
+    case FindingCode::kL1EntryReservedBits:
+    case FindingCode::kL2EntryReservedBits:
+    case FindingCode::kCompressedCopied:
+    case FindingCode::kCompressedSubclusters:
+    case FindingCode::kSubclusterConflict:
+    case FindingCode::kZeroFlagNotAllowed:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool IsL1(const Finding& finding) {
+  return finding.structure == Structure::kL1Table ||
+         finding.structure == Structure::kSnapshotL1Table;
+}
 
 class EntryPlanner {
  public:
@@ -48,8 +86,11 @@ class EntryPlanner {
  private:
   template <typename Visit>
   void ForEachEntry(const Finding& finding, Visit visit) const;
-  void FixL1Entry(const FoundEntry& at);
-  void FixL2Entry(const FoundEntry& at);
+  void FixL1Target(const FoundEntry& at);
+  void FixL1Flags(const FoundEntry& at);
+  void FixL2Target(const FoundEntry& at);
+  void FixL2Flags(const FoundEntry& at);
+  bool IsSoundZeroEntry(uint64_t entry) const;
   void FixMisalignedData(const FoundEntry& at);
   void FixCompressed(const FoundEntry& at);
   void Relink(const FoundEntry& at, const std::optional<Explanation>& explanation);
@@ -86,6 +127,7 @@ class EntryPlanner {
   StoredRefcounts stored_;
   OrphanEvidence evidence_;
   SoundPlaces places_;
+  absl::flat_hash_set<uint64_t> decided_;              // places of entries
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
 };
@@ -93,8 +135,7 @@ class EntryPlanner {
 template <typename Visit>
 void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit) const {
   if (!finding.host_offset) return;
-  const bool is_l1 =
-      finding.structure == Structure::kL1Table || finding.structure == Structure::kSnapshotL1Table;
+  const bool is_l1 = IsL1(finding);
   const uint64_t step = is_l1 ? 8 : geometry_.l2_entry_bytes();
   const uint64_t guest_step = is_l1 ? geometry_.l2_guest_bytes() : geometry_.cluster_size();
   std::vector<uint8_t> bytes(16);
@@ -112,38 +153,27 @@ void EntryPlanner::Relink(const FoundEntry& at, const std::optional<Explanation>
   if (explanation) relinks_[explanation->offset_bytes].push_back({at, *explanation});
 }
 
+// Where an entry leads is decided first; what else is wrong with the same entry goes with it.
 void EntryPlanner::PlanProven() {
   for (const Finding& finding : state_.findings.findings()) {
-    switch (finding.code) {
-      case FindingCode::kL1EntryReservedBits:
-      case FindingCode::kL1EntryWithoutOffset:
-      case FindingCode::kL2TableMisaligned:
-      case FindingCode::kL2TablePastEnd:
-        ForEachEntry(finding, [this](const FoundEntry& at) { FixL1Entry(at); });
-        break;
-      case FindingCode::kL2EntryReservedBits:
-      case FindingCode::kDataMisaligned:
-      case FindingCode::kZeroClusterMisaligned:
-      case FindingCode::kDataPastEnd:
-      case FindingCode::kCompressedPastEnd:
-      case FindingCode::kCompressedCopied:
-      case FindingCode::kCompressedSubclusters:
-      case FindingCode::kSubclusterConflict:
-      case FindingCode::kSubclusterWithoutCluster:
-      case FindingCode::kZeroFlagNotAllowed:
-      case FindingCode::kZeroClusterPastEnd:
-        ForEachEntry(finding, [this](const FoundEntry& at) { FixL2Entry(at); });
-        break;
-      case FindingCode::kCrossLinkedData:
-      case FindingCode::kDataOnMetadata:
-        RelinkCollision(finding);
-        break;
-      case FindingCode::kL2TableLost:
-        RelinkLostTable(finding);
-        break;
-      default:
-        break;
+    if (IsAboutTarget(finding.code)) {
+      ForEachEntry(finding, [this](const FoundEntry& at) {
+        if (!decided_.insert(at.place_bytes).second) return;
+        IsL1(at.finding) ? FixL1Target(at) : FixL2Target(at);
+      });
     }
+    if (finding.code == FindingCode::kCrossLinkedData ||
+        finding.code == FindingCode::kDataOnMetadata) {
+      RelinkCollision(finding);
+    }
+    if (finding.code == FindingCode::kL2TableLost) RelinkLostTable(finding);
+  }
+  for (const Finding& finding : state_.findings.findings()) {
+    if (!IsAboutFlags(finding.code)) continue;
+    ForEachEntry(finding, [this](const FoundEntry& at) {
+      if (!decided_.insert(at.place_bytes).second) return;
+      IsL1(at.finding) ? FixL1Flags(at) : FixL2Flags(at);
+    });
   }
   RelinkZeroSlot();
   // An orphan that two entries claim is explained by neither.
@@ -157,54 +187,36 @@ void EntryPlanner::PlanProven() {
   }
 }
 
-void EntryPlanner::FixL1Entry(const FoundEntry& at) {
-  switch (at.finding.code) {
-    case FindingCode::kL1EntryReservedBits: {
-      const uint64_t offset = EntryOffset(at.entry);
-      const bool proven = offset == 0 || (PointsIntoFile(at.entry) && !IsLostTable(state_, offset));
-      if (proven) {
-        Set(at, offset == 0 ? 0 : at.entry & ~kL1ReservedMask, "the reserved bits are cleared");
-      }
-      return;
-    }
-    case FindingCode::kL1EntryWithoutOffset: {
-      const std::optional<Explanation> explanation = evidence_.ForL1Entry(at.entry);
-      if (explanation) return Relink(at, explanation);
-      if (evidence_.tables().empty()) Set(at, 0, "flags without an offset mean nothing");
-      return;
-    }
-    case FindingCode::kL2TableMisaligned:
-      if (at.finding.expected) {
-        const uint64_t offset = EntryOffset(at.entry) & ~(geometry_.cluster_size() - 1);
-        Set(at, offset | (at.entry & kCopiedBit),
-            absl::StrFormat("the cluster at 0x%x is beyond doubt the L2 table", offset),
-            RepairAction::kRelink);
-        return;
-      }
-      [[fallthrough]];
-    default:
-      Relink(at, evidence_.ForL1Entry(at.entry));
+void EntryPlanner::FixL1Flags(const FoundEntry& at) {
+  const uint64_t offset = EntryOffset(at.entry);
+  if (offset != 0 && (!PointsIntoFile(at.entry) || IsLostTable(state_, offset))) return;
+  Set(at, offset == 0 ? 0 : at.entry & ~kL1ReservedMask, "the reserved bits are cleared");
+}
+
+void EntryPlanner::FixL1Target(const FoundEntry& at) {
+  if (at.finding.code == FindingCode::kL2TableMisaligned && at.finding.expected) {
+    const uint64_t offset = EntryOffset(at.entry) & ~(geometry_.cluster_size() - 1);
+    Set(at, offset | (at.entry & kCopiedBit),
+        absl::StrFormat("the cluster at 0x%x is beyond doubt the L2 table", offset),
+        RepairAction::kRelink);
+    return;
+  }
+  const std::optional<Explanation> explanation = evidence_.ForL1Entry(at.entry);
+  Relink(at, explanation);
+  if (!explanation && at.finding.code == FindingCode::kL1EntryWithoutOffset &&
+      evidence_.tables().empty()) {
+    Set(at, 0, "flags without an offset mean nothing");
   }
 }
 
-void EntryPlanner::FixL2Entry(const FoundEntry& at) {
-  const EntryAt entry = {at.place_bytes, at.l2_index, at.entry};
+void EntryPlanner::FixL2Flags(const FoundEntry& at) {
   switch (at.finding.code) {
     case FindingCode::kL2EntryReservedBits:
-      if (EntryOffset(at.entry) == 0 || PointsIntoFile(at.entry) || geometry_.data_file) {
-        Set(at, at.entry & ~kStandardL2ReservedMask, "the reserved bits are cleared");
-      }
+      Set(at, at.entry & ~kStandardL2ReservedMask, "the reserved bits are cleared");
       return;
     case FindingCode::kZeroFlagNotAllowed:
-      Set(at, at.entry & ~kZeroBit, "version 2 has no zero flag");
+      Set(at, at.entry & ~kZeroBit & ~kStandardL2ReservedMask, "version 2 has no zero flag");
       return;
-    case FindingCode::kZeroClusterMisaligned:
-    case FindingCode::kZeroClusterPastEnd:
-      Set(at, geometry_.extended_l2 ? 0 : kZeroBit, "the range reads as zeros as before");
-      return;
-    case FindingCode::kCompressedCopied:
-    case FindingCode::kCompressedSubclusters:
-      return FixCompressed(at);
     case FindingCode::kSubclusterConflict: {
       const SubclusterBitmap bitmap = DecodeSubclusterBitmap(at.bitmap_word);
       const uint64_t zeros = bitmap.reads_as_zeros & ~bitmap.allocated;
@@ -213,11 +225,31 @@ void EntryPlanner::FixL2Entry(const FoundEntry& at) {
       plan_.Write64(at.place_bytes + 8, zeros << 32 | bitmap.allocated, reason);
       return;
     }
+    default:
+      FixCompressed(at);
+  }
+}
+
+void EntryPlanner::FixL2Target(const FoundEntry& at) {
+  switch (at.finding.code) {
+    case FindingCode::kZeroClusterMisaligned:
+    case FindingCode::kZeroClusterPastEnd:
+      if (IsSoundZeroEntry(at.entry)) {
+        Set(at, geometry_.extended_l2 ? 0 : kZeroBit, "the range reads as zeros as before");
+        return;
+      }
+      break;
     case FindingCode::kDataMisaligned:
       return FixMisalignedData(at);
     default:
-      Relink(at, evidence_.ForDataEntry(entry));
+      break;
   }
+  Relink(at, evidence_.ForDataEntry({at.place_bytes, at.l2_index, at.entry}));
+}
+
+// A zero flag among other bits that cannot be right is no zero flag.
+bool EntryPlanner::IsSoundZeroEntry(uint64_t entry) const {
+  return geometry_.version >= 3 && (entry & kStandardL2ReservedMask) == 0;
 }
 
 void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
@@ -272,9 +304,14 @@ void EntryPlanner::FixCompressed(const FoundEntry& at) {
 }
 
 // Of several users of one cluster, the one whose neighbours agree on an orphan is the one whose
-// pointer was damaged. Metadata is never the damaged one.
+// pointer was damaged. Metadata that is what it should be is never the damaged one.
 void EntryPlanner::RelinkCollision(const Finding& finding) {
   std::vector<std::pair<FoundEntry, Explanation>> explained;
+  for (const Owner& owner : finding.owners) {
+    const bool is_guest = owner.structure == Structure::kDataCluster ||
+                          owner.structure == Structure::kCompressedCluster;
+    if (!is_guest && IsInDoubt(state_, plan_.image(), owner)) return;
+  }
   for (const Owner& owner : finding.owners) {
     if (!owner.entry_offset || owner.structure != Structure::kDataCluster ||
         !places_.MayChange(owner.entry_offset->bytes)) {
@@ -297,7 +334,10 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
 // An L2 table that nothing references, no damaged pointer, and one slot of the L1 table that leads
 // nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
-  if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0) return;
+  if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0 ||
+      !state_.coverage.complete()) {
+    return;
+  }
   const uint64_t needed = geometry_.l1_entries_needed();
   if (needed == 0 || state_.active_l1.size() + 1 != needed || needed > state_.header.l1_size) {
     return;

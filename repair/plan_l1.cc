@@ -236,6 +236,8 @@ void L1Planner::Enlarge() {
   Store64(fields + 4, *first << geometry_.cluster_bits);
   plan_.Write(kL1SizeField, fields, reason);
   plan_.Flush();
+  const uint64_t old_end = state_.header.l1_table_offset + uint64_t{state_.header.l1_size} * 8;
+  structures.Free(state_.header.l1_table_offset, old_end, reason);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/l1_slots.h"
+#include "repair/metadata_doubt.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
 
@@ -139,6 +140,14 @@ void OwnClusterPlanner::MoveEntry(const Finding& finding, const Owner& owner, bo
 }
 
 void OwnClusterPlanner::MoveOffMetadata(const Finding& finding) {
+  for (const Owner& owner : finding.owners) {
+    const bool is_guest = owner.structure == Structure::kDataCluster ||
+                          owner.structure == Structure::kCompressedCluster;
+    if (is_guest || !IsInDoubt(state_, plan_.image(), owner)) continue;
+    plan_.Decline(finding.code, finding.host_offset,
+                  absl::StrCat("what lies here may be no ", WordsOf(owner.structure), " at all"));
+    return;
+  }
   for (const Owner& owner : finding.owners) {
     if (owner.structure == Structure::kDataCluster) MoveEntry(finding, owner, true);
     if (owner.structure == Structure::kCompressedCluster) {

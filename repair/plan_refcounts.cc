@@ -54,7 +54,11 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
   for (const Finding& finding : state.findings.findings()) {
     const bool is_reason = InfoOf(finding.code).action == RepairAction::kRebuildRefcounts ||
                            finding.code == FindingCode::kRefcountOverflow ||
-                           finding.code == FindingCode::kMetadataOverlap || IsTooLow(finding);
+                           finding.code == FindingCode::kMetadataOverlap || IsTooLow(finding) ||
+                           finding.code == FindingCode::kRefcountTooHigh ||
+                           finding.code == FindingCode::kRefcountPastEnd ||
+                           finding.code == FindingCode::kLeakedCluster ||
+                           finding.code == FindingCode::kLeakSuspicious;
     if (is_reason && (why == nullptr || finding.code < why->code)) why = &finding;
   }
   if (why == nullptr) return;
@@ -67,8 +71,8 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
 
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!state.refcounts_readable) return;
-  const bool proven =
-      state.coverage.complete() && state.held_back.clusters == 0 && !plan.removes_evidence();
+  const bool nothing_lost = state.coverage.complete() && state.held_back.clusters == 0;
+  const bool orphans_are_waste = nothing_lost && !plan.removes_evidence();
   const bool free_orphans = plan.options().free_orphans;
   StoredRefcounts stored(state, plan);
   plan.EndRefcountsFirst();
@@ -77,7 +81,7 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
     std::string why;
     switch (finding.code) {
       case FindingCode::kLeakedCluster:
-        if (!proven && !free_orphans) {
+        if (!orphans_are_waste && !free_orphans) {
           plan.Decline(finding.code, finding.host_offset, kGivenUp);
           continue;
         }
@@ -95,7 +99,7 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
         why = "freed because --free-orphans asks for it";
         break;
       case FindingCode::kRefcountTooHigh:
-        if (!proven && !free_orphans) {
+        if (!nothing_lost && !free_orphans) {
           plan.Decline(finding.code, finding.host_offset,
                        "kept: what is missing or could not be examined may reference it");
           continue;

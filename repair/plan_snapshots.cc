@@ -10,6 +10,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
+#include "checker/table_shape.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
@@ -58,7 +59,9 @@ class SnapshotPlanner {
  public:
   SnapshotPlanner(CheckState& state, PlanBuilder& plan)
       : state_(state), plan_(plan), orphans_(state) {
-    for (const L2Table& table : state.l2_tables) l2_tables_.insert(table.offset_bytes);
+    for (const L2Table& table : state.l2_tables) {
+      if (table.shape != L2Shape::kLost) l2_tables_.insert(table.offset_bytes);
+    }
   }
 
   void Run();
@@ -68,19 +71,22 @@ class SnapshotPlanner {
   bool WriteRight(const Finding& finding, std::vector<Guess> guesses);
   bool RestoreCount();
   bool RestoreTable();
+  const Finding* SuspicionAboutTable() const;
   void GuessTableOffset(std::vector<Guess>& guesses) const;
   void GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& guesses) const;
   bool RestoreL1Tables();
+  bool SizeMayBeWrong(uint64_t snapshot) const;
   const Finding* SuspicionAbout(uint64_t snapshot) const;
   std::vector<Guess> GuessNearL1(const SnapshotEntry& entry, bool size_may_be_wrong) const;
   void GuessUnreferencedL1(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
-  bool LooksLikeL1(uint64_t offset, uint64_t entries) const;
+  bool IsL1(uint64_t offset, uint64_t entries) const;
+  bool IsL2(uint64_t offset) const;
   bool CompleteEntries();
 
   CheckState& state_;
   PlanBuilder& plan_;
   const Orphans orphans_;
-  absl::flat_hash_set<uint64_t> l2_tables_;  // by offset
+  absl::flat_hash_set<uint64_t> l2_tables_;  // in use, by offset
   std::vector<SnapshotEntry> entries_;       // those that are beyond doubt, from the first on
 };
 
@@ -139,13 +145,26 @@ bool SnapshotPlanner::RestoreCount() {
                                                           state_.header.snapshots_offset, count))});
 }
 
-// The table is elsewhere, an entry has other lengths, or there are fewer entries.
-bool SnapshotPlanner::RestoreTable() {
-  const uint64_t wanted = state_.header.nb_snapshots;
+// Why the table may not be read as it was written; nullptr if nothing says so.
+const Finding* SnapshotPlanner::SuspicionAboutTable() const {
   const Finding* finding =
       FirstOf({FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotTooMany,
                FindingCode::kSnapshotExtraTooLarge, FindingCode::kSnapshotEntryIncomplete,
                FindingCode::kSnapshotL1Invalid, FindingCode::kSnapshotSizeMismatch});
+  if (finding != nullptr) return finding;
+  // It reaches over other things.
+  for (const Finding& other : state_.findings.findings()) {
+    for (const Owner& owner : other.owners) {
+      if (owner.structure == Structure::kSnapshotTable) return &other;
+    }
+  }
+  return nullptr;
+}
+
+// The table is elsewhere, an entry has other lengths, or there are fewer entries.
+bool SnapshotPlanner::RestoreTable() {
+  const uint64_t wanted = state_.header.nb_snapshots;
+  const Finding* finding = SuspicionAboutTable();
   if (finding == nullptr || wanted == 0 || entries_.size() == wanted) return false;
   std::vector<Guess> guesses;
   if (entries_.empty()) GuessTableOffset(guesses);
@@ -159,7 +178,7 @@ bool SnapshotPlanner::RestoreTable() {
                                absl::StrFormat("behind entry %d there is none, and with %d "
                                                "snapshots every refcount is right",
                                                entries_.size(), entries_.size())));
-  guesses.back().is_cut = true;
+  guesses.back().needed = Proof::kAllAgrees;
   return WriteRight(*finding, guesses);
 }
 
@@ -197,6 +216,7 @@ void SnapshotPlanner::GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& g
                              absl::StrFormat("with a length of %d the entry, and what follows, "
                                              "can be read",
                                              value));
+    guess.needed = Proof::kFewerCorruptions;
     PatchedFile copy(plan_.image());
     if (!copy.Patch(guess.place_bytes, guess.bytes).ok() ||
         ReadPlausibleEntries(copy, entry_at, missing).size() != missing) {
@@ -244,6 +264,14 @@ const Finding* SnapshotPlanner::SuspicionAbout(uint64_t snapshot) const {
   return nullptr;
 }
 
+bool SnapshotPlanner::SizeMayBeWrong(uint64_t snapshot) const {
+  const std::vector<Finding>& findings = state_.findings.findings();
+  return std::any_of(findings.begin(), findings.end(), [&](const Finding& finding) {
+    return finding.snapshot == snapshot && (finding.code == FindingCode::kSnapshotL1Invalid ||
+                                            finding.code == FindingCode::kSnapshotSizeMismatch);
+  });
+}
+
 // A flipped bit says which snapshot it was. Where only unreferenced L1 tables are left to compare,
 // they must not fit another damaged snapshot as well.
 bool SnapshotPlanner::RestoreL1Tables() {
@@ -255,9 +283,7 @@ bool SnapshotPlanner::RestoreL1Tables() {
     const Finding* finding = SuspicionAbout(i);
     if (finding == nullptr) continue;
     ++searched;
-    const bool size_may_be_wrong = finding->code == FindingCode::kSnapshotL1Invalid ||
-                                   finding->code == FindingCode::kSnapshotSizeMismatch;
-    if (WriteRight(*finding, GuessNearL1(entries_[i], size_may_be_wrong))) return true;
+    if (WriteRight(*finding, GuessNearL1(entries_[i], SizeMayBeWrong(i)))) return true;
     if (first == nullptr) first = finding;
     GuessUnreferencedL1(entries_[i], among_all);
   }
@@ -282,6 +308,7 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(const SnapshotEntry& entry,
     guesses.push_back(
         FieldGuess(entry.offset_bytes + kL1SizeField, 4, entries, rank,
                    absl::StrFormat("the snapshot's L1 table has %d entries", entries)));
+    guesses.back().needed = Proof::kFewerCorruptions;
   };
   if (size_may_be_wrong) {
     add_size(L1EntriesNeeded(entry, state_.geo()), 0);
@@ -298,15 +325,16 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(const SnapshotEntry& entry,
 void SnapshotPlanner::GuessUnreferencedL1(const SnapshotEntry& entry,
                                           std::vector<Guess>& guesses) const {
   for (const uint64_t offset : orphans_.Offsets()) {
-    if (!LooksLikeL1(offset, entry.l1_size)) continue;
+    if (!orphans_.Contain(offset, uint64_t{entry.l1_size} * 8) || !IsL1(offset, entry.l1_size))
+      continue;
     guesses.push_back(L1OffsetGuess(entry, offset, 2, "the only one that fits"));
   }
 }
 
-// Orphans whose entries all lead to L2 tables, or to what may be one.
-bool SnapshotPlanner::LooksLikeL1(uint64_t offset, uint64_t entries) const {
+// Whether all entries there lead to L2 tables.
+bool SnapshotPlanner::IsL1(uint64_t offset, uint64_t entries) const {
   const uint64_t length = entries * 8;
-  if (length > kMaxPieceBytes || !orphans_.Contain(offset, length)) return false;
+  if (length > kMaxPieceBytes) return false;
   std::vector<uint8_t> table(length);
   if (!plan_.image().ReadAt(HostOffset{offset}, absl::MakeSpan(table)).ok()) return false;
   bool used = false;
@@ -314,11 +342,16 @@ bool SnapshotPlanner::LooksLikeL1(uint64_t offset, uint64_t entries) const {
     const uint64_t entry = Load64(&table[at]);
     if (entry == 0) continue;
     used = true;
-    const uint64_t target = EntryOffset(entry);
-    if ((entry & kL1ReservedMask) != 0) return false;
-    if (!l2_tables_.contains(target) && !orphans_.Contain(target, 1)) return false;
+    if ((entry & kL1ReservedMask) != 0 || !IsL2(EntryOffset(entry))) return false;
   }
   return used;
+}
+
+bool SnapshotPlanner::IsL2(uint64_t offset) const {
+  const uint64_t size = state_.geo().cluster_size();
+  return l2_tables_.contains(offset) ||
+         (orphans_.Contain(offset, size) &&
+          (ProvesToBeL2Table(state_, offset) || ReadsAsZeros(plan_.image(), offset, size)));
 }
 
 // A new table, in which the incomplete entries are completed; all others stay as they are.

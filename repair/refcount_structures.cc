@@ -184,13 +184,36 @@ bool RefcountStructures::Commit(const PlanReason& reason) {
     }
   }
   plan_.Flush();
-  if (new_table_) {
-    SwitchTable(reason);
-  } else {
+  if (!new_table_) {
     SwitchEntries(reason);
+    plan_.Flush();
+    return true;
+  }
+  SwitchTable(reason);
+  plan_.Flush();
+  if (!all_new_ && table_entries_ != 0) {
+    const uint64_t table = state_.header.refcount_table_offset;
+    Free(table, table + table_entries_ * 8, reason);
+  }
+  return true;
+}
+
+void RefcountStructures::Free(uint64_t begin_bytes, uint64_t end_bytes, const PlanReason& reason) {
+  const int bits = state_.geo().cluster_bits;
+  for (uint64_t cluster = begin_bytes >> bits; cluster << bits < end_bytes; ++cluster) {
+    if (!all_new_ && state_.expected->Get(cluster) == 1) stored_.Set(cluster, 1, 0, reason);
   }
   plan_.Flush();
-  return true;
+}
+
+// With another width all of the old table and its blocks is free as soon as the new ones count.
+bool RefcountStructures::IsReplaced(uint64_t cluster) const {
+  if (!all_new_ || state_.expected->Get(cluster) != 1) return false;
+  const int bits = state_.geo().cluster_bits;
+  const uint64_t table = state_.header.refcount_table_offset >> bits;
+  if (cluster - table < state_.header.refcount_table_clusters) return true;
+  return std::any_of(stored_.blocks().begin(), stored_.blocks().end(),
+                     [&](const auto& block) { return block.second >> bits == cluster; });
 }
 
 // What a new block says of a cluster. Clusters that nothing references but that hold something
@@ -200,6 +223,7 @@ uint64_t RefcountStructures::CountFor(uint64_t cluster, uint64_t stored, bool tr
     return taken->second;
   }
   const uint64_t expected = cluster <= state_.file_clusters ? state_.expected->Get(cluster) : 0;
+  if (expected == 1 && IsReplaced(cluster)) return 0;
   if (expected != 0) return trusted ? std::max(expected, stored) : expected;
   if (trusted) return stored;
   if (cluster >= state_.file_clusters) return 0;

@@ -38,6 +38,10 @@ class RefcountStructures {
   // `reason` declined, if there is no room; then nothing was written that matters.
   bool Commit(const PlanReason& reason);
 
+  // After Commit and a flush: the clusters of [begin, end), which only the structure that was
+  // there used, are free.
+  void Free(uint64_t begin_bytes, uint64_t end_bytes, const PlanReason& reason);
+
  private:
   bool TableIsUsable() const;
   int WantedOrder() const;
@@ -47,6 +51,7 @@ class RefcountStructures {
   bool PlaceBlocks(const PlanReason& reason);
   void WriteBlock(uint64_t table_index, uint64_t cluster, const PlanReason& reason);
   uint64_t CountFor(uint64_t cluster, uint64_t stored, bool trusted) const;
+  bool IsReplaced(uint64_t cluster) const;
   void SwitchTable(const PlanReason& reason);
   void SwitchEntries(const PlanReason& reason);
 

@@ -14,9 +14,27 @@ namespace {
 constexpr uint64_t kExtraSizeField = 36;
 constexpr uint64_t kNanosecondsPerSecond = 1'000'000'000;
 
+// Bytes that follow the first byte of a character in UTF-8; nothing if none starts like that.
+std::optional<size_t> FollowingBytes(uint8_t first) {
+  if (first < 0x80) return 0;
+  if (first >= 0xc2 && first < 0xe0) return 1;
+  if (first >= 0xe0 && first < 0xf0) return 2;
+  if (first >= 0xf0 && first < 0xf5) return 3;
+  return std::nullopt;
+}
+
+// UTF-8 without control characters.
 bool IsPrintable(absl::Span<const uint8_t> text) {
-  return std::all_of(text.begin(), text.end(),
-                     [](uint8_t byte) { return byte >= 0x20 && byte != 0x7f; });
+  for (size_t i = 0; i < text.size(); ++i) {
+    const std::optional<size_t> following = FollowingBytes(text[i]);
+    if (text[i] < 0x20 || text[i] == 0x7f || !following || *following >= text.size() - i) {
+      return false;
+    }
+    for (size_t end = i + *following; i < end;) {
+      if (text[++i] >> 6 != 2) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -37,7 +55,9 @@ std::optional<SnapshotEntry> ReadPlausibleEntry(const ImageFile& file, uint64_t 
   DecodeSnapshotExtra(absl::MakeSpan(fixed).subspan(kSnapshotFixedBytes, extra), entry);
   std::vector<uint8_t> text(uint64_t{entry.id_bytes} + entry.name_bytes);
   const uint64_t text_at = offset_bytes + kSnapshotFixedBytes + entry.extra_data_bytes;
-  if (!file.ReadAt(HostOffset{text_at}, absl::MakeSpan(text)).ok() || !IsPrintable(text)) {
+  if (!file.ReadAt(HostOffset{text_at}, absl::MakeSpan(text)).ok() ||
+      !IsPrintable(absl::MakeSpan(text).first(entry.id_bytes)) ||
+      !IsPrintable(absl::MakeSpan(text).subspan(entry.id_bytes))) {
     return std::nullopt;
   }
   return entry;

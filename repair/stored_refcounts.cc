@@ -4,6 +4,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "common/refcount_block.h"
+#include "repair/metadata_doubt.h"
 
 namespace qcow2check {
 namespace {
@@ -31,7 +32,10 @@ StoredRefcounts::StoredRefcounts(const CheckState& state, PlanBuilder& plan)
   }
   absl::flat_hash_set<uint64_t> seen;
   for (const RefcountBlock& block : state.refcount_blocks) {
-    if (unusable.contains(block.offset_bytes) || !seen.insert(block.offset_bytes).second) continue;
+    if (unusable.contains(block.offset_bytes) || !seen.insert(block.offset_bytes).second ||
+        !HoldsRefcounts(state, plan.image(), block)) {
+      continue;
+    }
     blocks_[block.table_index] = block.offset_bytes;
   }
 }

@@ -1,8 +1,8 @@
 // The refcounts that are stored in an image, for the planner: read one by one, and set.
 //
-// Needs a CheckState whose passes have run. A refcount block counts as usable if it is a
-// cluster of its own (or shared with guest data, which can be moved) and holds refcounts; the
-// others are replaced as a whole (repair/refcount_structures.h).
+// Needs a CheckState whose passes have run. A refcount block counts as usable if no other
+// metadata is in its cluster and what it holds could be refcounts; the others are never written,
+// but replaced as a whole (repair/refcount_structures.h).
 #ifndef QCOW2CHECK_REPAIR_STORED_REFCOUNTS_H_
 #define QCOW2CHECK_REPAIR_STORED_REFCOUNTS_H_
 

@@ -1,0 +1,94 @@
+#include "repair/metadata_doubt.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "common/byte_order.h"
+#include "common/limits.h"
+#include "common/refcount_block.h"
+#include "common/table_entry.h"
+
+namespace qcow2check {
+namespace {
+
+// Refcounts beyond this and the number of snapshots are none that an accident leaves.
+constexpr uint64_t kSmallRefcount = 16;
+
+bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& table) {
+  const uint64_t entries = std::min(table.users.back().entries, kMaxPieceBytes / 8);
+  std::vector<uint8_t> bytes(entries * 8);
+  if (!image.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
+  for (size_t at = 0; at < bytes.size(); at += 8) {
+    const uint64_t entry = Load64(&bytes[at]);
+    const uint64_t offset = EntryOffset(entry);
+    if ((entry & kL1ReservedMask) != 0 || !IsAligned(offset, state.geo().cluster_size()) ||
+        offset >= state.file.size_bytes()) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
+  const Geometry& geometry = state.geo();
+  const uint64_t size = geometry.cluster_size();
+  std::vector<uint8_t> bytes(std::min(size, kMaxPieceBytes));
+  const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
+  const uint64_t most = kSmallRefcount + state.snapshots.size();
+  uint64_t used = 0, strange = 0;
+  for (uint64_t begin = 0; begin < size; begin += bytes.size()) {
+    const HostOffset place = {block.offset_bytes + begin};
+    if (!image.ReadAt(place, absl::MakeSpan(bytes)).ok()) return false;
+    const uint64_t first_here = first + (begin * 8 >> geometry.refcount_order);
+    for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
+      const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
+      if (count == 0) continue;
+      const uint64_t cluster = SaturatingAdd(first_here, i);
+      const bool in_file = cluster < state.file_clusters;
+      ++used;
+      strange += !in_file || count > std::max(most, state.expected->Get(cluster)) ? 1 : 0;
+    }
+  }
+  return strange * 4 <= used;
+}
+
+bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner) {
+  switch (owner.structure) {
+    case Structure::kRefcountBlock:
+      return std::none_of(state.refcount_blocks.begin(), state.refcount_blocks.end(),
+                          [&](const RefcountBlock& block) {
+                            return block.offset_bytes == owner.host_offset.bytes &&
+                                   HoldsRefcounts(state, image, block);
+                          });
+    case Structure::kL2Table:
+      return std::none_of(state.l2_tables.begin(), state.l2_tables.end(),
+                          [&](const L2Table& table) {
+                            return table.offset_bytes == owner.host_offset.bytes &&
+                                   table.shape == L2Shape::kMappings;
+                          });
+    case Structure::kL1Table:
+    case Structure::kSnapshotL1Table:
+      return state.findings.Has(FindingCode::kL1Lost) ||
+             std::none_of(state.l1_tables.begin(), state.l1_tables.end(),
+                          [&](const L1Table& table) {
+                            return table.offset_bytes == owner.host_offset.bytes &&
+                                   IsL1Table(state, image, table);
+                          });
+    case Structure::kRefcountTable:
+      return state.findings.Has(FindingCode::kRefcountTableInvalid) ||
+             state.findings.Has(FindingCode::kRefcountTableEntryReservedBits) ||
+             state.findings.Has(FindingCode::kRefcountBlockMisaligned);
+    case Structure::kSnapshotTable:
+      return state.findings.Has(FindingCode::kSnapshotTableInvalid) ||
+             state.findings.Has(FindingCode::kSnapshotTooMany);
+    case Structure::kHeader:
+    case Structure::kLuksHeader:
+      return false;
+    default:
+      return true;
+  }
+}
+
+}  // namespace qcow2check
