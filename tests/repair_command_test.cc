@@ -1,4 +1,4 @@
-// `qcow2check --repair` and `undo` as somebody meets them at a shell: what is written and where,
+// `qcow2check --repair` as somebody meets them at a shell: what is written and where,
 // what is refused and in which words, and what is said when it goes wrong in the middle.
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -473,56 +473,6 @@ TEST_F(RepairCommandTest, WhatIsNoImage) {
   ExpectRefused(Program({"--repair", dir_.Path("none")}), "No such file or directory");
   ExpectRefused(Program({"--repair", dir_.path()}), "is a directory");
   EXPECT_THAT(NewFiles(), ElementsAre("raw.img"));
-}
-
-// --- undo ---
-
-TEST_F(RepairCommandTest, UndoRefusesAnImageThatWasChangedSince) {
-  Program({"--repair", damaged_});
-  Bytes changed = ReadFile(damaged_);
-  changed[2 * 65536 + 8] ^= 0x40;  // a refcount that the repair wrote
-  WriteFile(damaged_, changed);
-  const CommandResult refused = Program({"undo", damaged_ + ".undo", damaged_});
-  EXPECT_EQ(refused.exit_code, 1);
-  EXPECT_THAT(refused.out, IsEmpty());
-  EXPECT_THAT(refused.err, AllOf(HasSubstr("nothing was undone"), HasSubstr("0x20000-0x201ff"),
-                                 HasSubstr("--force")));
-  EXPECT_EQ(ReadFile(damaged_), changed);
-  EXPECT_EQ(Program({"undo", "--force", damaged_ + ".undo", damaged_}).exit_code, 0);
-  EXPECT_EQ(ReadFile(damaged_), damaged_bytes_);
-}
-
-TEST_F(RepairCommandTest, UndoRefusesWhatIsNoUndoFile) {
-  for (const std::string& file : {good_, dir_.Write("text", Bytes(100, 'x'))}) {
-    const CommandResult result = Program({"undo", file, leaky_});
-    ExpectRefused(result, "no undo file");
-  }
-  ExpectRefused(Program({"undo", dir_.Path("none"), leaky_}), "No such file or directory");
-  // The arguments the wrong way round.
-  Program({"--repair", leaky_});
-  const Bytes undo_file = ReadFile(leaky_ + ".undo");
-  EXPECT_EQ(Program({"undo", leaky_, leaky_ + ".undo"}).exit_code, 1);
-  EXPECT_EQ(ReadFile(leaky_ + ".undo"), undo_file);
-}
-
-TEST_F(RepairCommandTest, WrongUseOfUndo) {
-  ExpectRefused(Program({"undo"}), "is required");
-  ExpectRefused(Program({"undo", leaky_}), "is required");
-  ExpectRefused(Program({"undo", "--bogus", leaky_, leaky_}), "--bogus");
-  EXPECT_THAT(Program({"undo", "--help"}).out, HasSubstr("qcow2check undo"));
-}
-
-TEST_F(RepairCommandTest, JsonOfUndo) {
-  Program({"--repair", leaky_});
-  const CommandResult done = Program({"undo", "--json", leaky_ + ".undo", leaky_});
-  const Json json = Json::parse(done.out, nullptr, false);
-  EXPECT_EQ(json.value("outcome", ""), "restored");
-  EXPECT_EQ(json.value("undo-file", ""), leaky_ + ".undo");
-  EXPECT_FALSE(json.value("repair-was-interrupted", true));
-  const CommandResult failed = Program({"undo", "--json", good_, leaky_});
-  const Json error = Json::parse(failed.out, nullptr, false);
-  EXPECT_EQ(error.value("outcome", ""), "failed");
-  EXPECT_EQ(absl::StrCat("qcow2check: ", error.value("error", ""), "\n"), failed.err);
 }
 
 // --- Command lines to copy ---
