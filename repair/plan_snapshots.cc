@@ -275,7 +275,6 @@ bool SnapshotPlanner::SizeMayBeWrong(uint64_t snapshot) const {
 // A flipped bit says which snapshot it was. Where only unreferenced L1 tables are left to compare,
 // they must not fit another damaged snapshot as well.
 bool SnapshotPlanner::RestoreL1Tables() {
-  if (state_.orphans.empty()) return false;
   std::vector<Guess> among_all;
   const Finding* first = nullptr;
   size_t searched = 0;
