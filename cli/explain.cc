@@ -6,6 +6,16 @@
 
 namespace qcow2check {
 
+namespace {
+
+std::string RepairWords(const FindingCodeInfo& info) {
+  const std::string words = absl::StrCat(NameOf(info.action), ", ", NameOf(info.safety));
+  if (info.action == RepairAction::kNoAction) return words;
+  return absl::StrCat(words, "; `qcow2check --repair --dry-run IMAGE` prints what it would write");
+}
+
+}  // namespace
+
 std::string ExplainCode(const FindingCodeInfo& info) {
   constexpr size_t kIndent = 18;
   const auto row = [](absl::string_view label, absl::string_view text) {
@@ -14,7 +24,7 @@ std::string ExplainCode(const FindingCodeInfo& info) {
   return absl::StrCat(info.name, " (", NameOf(info.severity), ", guest data: ", NameOf(info.data),
                       ")\n\n", row("What is wrong", absl::StrCat(info.sentence, ".")),
                       row("What it means", info.meaning), row("What to do", info.remedy),
-                      row("Repair", absl::StrCat(NameOf(info.action), ", ", NameOf(info.safety))));
+                      row("Repair", RepairWords(info)));
 }
 
 std::string ListCodes() {

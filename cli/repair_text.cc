@@ -255,7 +255,7 @@ std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) 
   if (outcome.dry_run) absl::StrAppend(&text, OrphansText(result.before));
   return absl::StrCat(
       text, CommandParagraph("Once you are sure that nobody misses them, this frees them:",
-                             CommandLine("--repair=leaks --free-orphans", {path})));
+                             CommandLine("--repair --free-orphans", {path})));
 }
 
 // --- Undo, and the lines of qemu-img ---

@@ -20,6 +20,7 @@ except ImportError:
 PROGRAM = os.environ["QCOW2CHECK_PROGRAM"]
 SOURCE = pathlib.Path(os.environ["QCOW2CHECK_SOURCE_DIR"])
 SCHEMA = json.loads((SOURCE / "docs" / "qcow2check.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 # Where the real images of public projects are, if they are.
 REAL_IMAGES = SOURCE.parent / "shared" / "images"
 
@@ -125,7 +126,7 @@ class SchemaTest(unittest.TestCase):
     def validate(self, report):
         # Iterating gives all errors at once, which says more than the first.
         errors = [f"{list(e.absolute_path)}: {e.message}" for e in
-                  jsonschema.Draft202012Validator(SCHEMA).iter_errors(report)]
+                  VALIDATOR.iter_errors(report)]
         self.assertEqual(errors, [])
         self.assertEqual(list(report)[:len(IMAGE_CHECK_KEYS)], IMAGE_CHECK_KEYS)
         places = [(d.get("host-offset", 0), self.code_order.index(d["code"])) for d in report["diagnostics"]]
@@ -157,7 +158,7 @@ class SchemaTest(unittest.TestCase):
         report = self.report(self.write("closed.qcow2", small_image()), exit_code=0)
         for spoilt in ({**report, "more": 1}, {**report, "verdict": "fine"}, {**report, "leaks": -1},
                        {**report, "leaks": 1}, {k: v for k, v in report.items() if k != "leaks"}):
-            self.assertFalse(jsonschema.Draft202012Validator(SCHEMA).is_valid(spoilt))
+            self.assertFalse(VALIDATOR.is_valid(spoilt))
 
     def test_the_codes_are_those_of_the_table(self):
         self.assertEqual(SCHEMA["$defs"]["code"]["enum"], self.code_order)

@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "checker/check.h"
 #include "cli/printable.h"
+#include "cli/shell_command.h"
 #include "common/memory_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -231,6 +232,28 @@ TEST(TextReportTest, DataIsNotCalledIntactWhereNotAllWasExamined) {
                                "No damage to guest data in the part that was examined.\n"));
   EXPECT_THAT(text, HasSubstr("\n  Not examined:\n  - the meaning of unknown features: "));
   EXPECT_THAT(text, Not(HasSubstr("Guest data is intact")));
+}
+
+TEST(TextReportTest, ARepairIsProposedWhereThereIsOne) {
+  BuiltImage image = FieldImage();
+  SetL2Entry(image, 0, 0);
+  const Report leaky = Check(image.bytes);
+  EXPECT_THAT(
+      TextOf(leaky, {.repair_path = "a b/-vm.qcow2"}),
+      HasSubstr("\n  Next: qcow2check --repair --dry-run 'a b/-vm.qcow2'\n        qcow2check "
+                "explain leaked-cluster\n"));
+  EXPECT_THAT(TextOf(leaky), Not(HasSubstr("--repair")));
+  EXPECT_THAT(TextOf(Check(FieldImage().bytes), {.repair_path = "vm.qcow2"}),
+              Not(HasSubstr("--repair")));
+}
+
+TEST(ShellQuotedTest, PlainWordsStayAndOthersAreQuoted) {
+  EXPECT_EQ(ShellQuoted("/var/lib/vm-1_a.qcow2"), "/var/lib/vm-1_a.qcow2");
+  EXPECT_EQ(ShellQuoted(""), "''");
+  EXPECT_EQ(ShellQuoted("it's $HOME"), "'it'\\''s $HOME'");
+  EXPECT_EQ(ShellQuoted("größe"), "'größe'");
+  EXPECT_EQ(ShellQuoted("a\n'\\9"), "$'a\\012\\'\\\\9'");
+  EXPECT_EQ(CommandLine("undo", {"-a", "b"}), "qcow2check undo ./-a b");
 }
 
 TEST(TextReportTest, WhatIsNoImageGetsNoSummary) {
