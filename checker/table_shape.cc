@@ -60,7 +60,8 @@ TableScan ScanTable(absl::Span<const uint8_t> table, const Geometry& geometry,
     bool malformed = false;
     if (kind == L2EntryKind::kCompressed) {
       offset = DecodeCompressed(entry, geometry.cluster_bits).offset_bytes;
-      malformed = IsCopied(entry) || (offset & ~(kOffsetMask | 511)) != 0;
+      // A writer that sets COPIED everywhere is no reason to take a table for something else.
+      malformed = (offset & ~(kOffsetMask | 511)) != 0 || (IsCopied(entry) && offset >= limit);
     } else {
       const bool zero_bit_allowed = geometry.version >= 3 || (entry & kZeroBit) == 0;
       malformed = (entry & kStandardL2ReservedMask) != 0 || !zero_bit_allowed ||

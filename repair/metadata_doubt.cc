@@ -14,10 +14,12 @@ namespace {
 // Refcounts beyond this and the number of snapshots are none that an accident leaves.
 constexpr uint64_t kSmallRefcount = 16;
 
+// Every entry could be one; a snapshot's table maps something.
 bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& table) {
   const uint64_t entries = std::min(table.users.back().entries, kMaxPieceBytes / 8);
   std::vector<uint8_t> bytes(entries * 8);
   if (!image.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
+  bool used = false;
   for (size_t at = 0; at < bytes.size(); at += 8) {
     const uint64_t entry = Load64(&bytes[at]);
     const uint64_t offset = EntryOffset(entry);
@@ -25,8 +27,9 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
         offset >= state.file.size_bytes()) {
       return false;
     }
+    used = used || entry != 0;
   }
-  return true;
+  return used || !table.users.front().snapshot.has_value();
 }
 
 }  // namespace
@@ -37,6 +40,7 @@ bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const Refco
   std::vector<uint8_t> bytes(std::min(size, kMaxPieceBytes));
   const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
   const uint64_t most = kSmallRefcount + state.snapshots.size();
+  const bool was_cut_off = state.findings.Has(FindingCode::kFileTruncated);
   uint64_t used = 0, strange = 0;
   for (uint64_t begin = 0; begin < size; begin += bytes.size()) {
     const HostOffset place = {block.offset_bytes + begin};
@@ -46,7 +50,7 @@ bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const Refco
       const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
       if (count == 0) continue;
       const uint64_t cluster = SaturatingAdd(first_here, i);
-      const bool in_file = cluster < state.file_clusters;
+      const bool in_file = cluster < state.file_clusters || was_cut_off;
       ++used;
       strange += !in_file || count > std::max(most, state.expected->Get(cluster)) ? 1 : 0;
     }

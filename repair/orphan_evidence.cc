@@ -13,6 +13,9 @@
 namespace qcow2check {
 namespace {
 
+// How far away the next entry in use may be.
+constexpr uint64_t kNeighbourReach = 512;
+
 bool IsDamagedL1Entry(const Finding& finding) {
   switch (finding.code) {
     case FindingCode::kL1EntryWithoutOffset:
@@ -69,15 +72,16 @@ void OrphanEvidence::SetTablesAside() {
     orphans_.Erase(table >> geometry.cluster_bits);
     std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
     if (!plan_.image().ReadAt(HostOffset{table}, absl::MakeSpan(bytes)).ok()) continue;
-    uint64_t agree = 0, disagree = 0;
+    uint64_t agree = 0, disagree = 0, copied = 0;
     for (uint64_t at = 0; at < bytes.size(); at += geometry.l2_entry_bytes()) {
       const uint64_t entry = Load64(&bytes[at]);
       const uint64_t cluster = EntryOffset(entry) >> geometry.cluster_bits;
       if (IsCompressed(entry) || cluster == 0 || cluster >= state_.file_clusters) continue;
       orphans_.Erase(cluster);
       ++(IsCopied(entry) == (stored_.Get(cluster) == 1) ? agree : disagree);
+      copied += IsCopied(entry) ? 1 : 0;
     }
-    if (agree >= disagree) tables.push_back(table);
+    if (agree >= disagree && (copied != 0 || !state_.snapshots.empty())) tables.push_back(table);
   }
   tables_ = std::move(tables);
 }
@@ -95,26 +99,32 @@ Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence)
 
 bool OrphanEvidence::WasCutOff(uint64_t offset_bytes) const {
   return offset_bytes >= state_.file.size_bytes() &&
-         stored_.Get(offset_bytes >> state_.geo().cluster_bits) != 0;
+         (state_.findings.Has(FindingCode::kFileTruncated) ||
+          stored_.Get(offset_bytes >> state_.geo().cluster_bits) != 0);
 }
 
 std::optional<uint64_t> OrphanEvidence::Neighbour(const EntryAt& at, int direction) const {
   const Geometry& geometry = state_.geo();
-  if (direction < 0 ? at.l2_index == 0 : at.l2_index + 1 >= geometry.l2_entries()) {
-    return std::nullopt;
-  }
   const uint64_t step = geometry.l2_entry_bytes();
-  const uint64_t place = direction < 0 ? at.place_bytes - step : at.place_bytes + step;
-  uint8_t bytes[8];
-  if (!plan_.image().ReadAt(HostOffset{place}, bytes).ok()) return std::nullopt;
-  const uint64_t entry = Load64(bytes);
-  const uint64_t offset = EntryOffset(entry);
   const uint64_t size = geometry.cluster_size();
-  if (KindOfL2Entry(entry, geometry) != L2EntryKind::kNormal || !IsAligned(offset, size) ||
-      offset < size || offset >= state_.file.size_bytes()) {
+  const uint64_t reach = std::min(
+      kNeighbourReach, direction < 0 ? at.l2_index : geometry.l2_entries() - 1 - at.l2_index);
+  std::vector<uint8_t> bytes(reach * step);
+  const uint64_t begin = direction < 0 ? at.place_bytes - bytes.size() : at.place_bytes + step;
+  if (reach == 0 || !plan_.image().ReadAt(HostOffset{begin}, absl::MakeSpan(bytes)).ok()) {
     return std::nullopt;
   }
-  return direction < 0 ? offset + size : offset - size;
+  for (uint64_t i = 0; i < reach; ++i) {
+    const uint64_t entry = Load64(&bytes[(direction < 0 ? reach - 1 - i : i) * step]);
+    if (KindOfL2Entry(entry, geometry) == L2EntryKind::kUnallocated) continue;
+    const uint64_t offset = EntryOffset(entry);
+    if (KindOfL2Entry(entry, geometry) != L2EntryKind::kNormal || !IsAligned(offset, size) ||
+        offset < size || offset >= state_.file.size_bytes()) {
+      return std::nullopt;
+    }
+    return direction < 0 ? offset + size : offset - size;
+  }
+  return std::nullopt;
 }
 
 std::optional<Explanation> OrphanEvidence::FromBothNeighbours(const EntryAt& at) const {
@@ -127,6 +137,14 @@ std::optional<Explanation> OrphanEvidence::FromBothNeighbours(const EntryAt& at)
 
 std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const {
   if (!IsCompressed(at.entry) && WasCutOff(EntryOffset(at.entry))) return std::nullopt;
+  // What looks compressed was either that, or has that one bit wrong.
+  if (IsCompressed(at.entry)) {
+    const uint64_t standard = at.entry & ~kCompressedBit;
+    if ((standard & kStandardL2ReservedMask) != 0 || !IsOrphan(EntryOffset(standard))) {
+      return std::nullopt;
+    }
+    return Explain(EntryOffset(standard), "the flag that says compressed is the one bit too many");
+  }
   const std::optional<Explanation> between = FromBothNeighbours(at);
   absl::flat_hash_set<uint64_t> one_bit;
   for (int bit = 1; bit < 64; ++bit) {

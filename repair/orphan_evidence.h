@@ -52,7 +52,8 @@ class OrphanEvidence {
 
  private:
   void SetTablesAside();
-  // What the entry before or behind says: the place that follows its cluster, or comes before.
+  // What the next entry in use before or behind says: the place that follows its cluster, or
+  // comes before it.
   std::optional<uint64_t> Neighbour(const EntryAt& at, int direction) const;
   Explanation Explain(uint64_t offset_bytes, std::string evidence) const;
   // A pointer behind the end of the file whose target has a refcount was right once: the file

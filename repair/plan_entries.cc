@@ -98,6 +98,7 @@ class EntryPlanner {
   void RelinkZeroSlot();
   void RelinkLostTable(const Finding& finding);
   bool Decompresses(uint64_t entry) const;
+  std::optional<uint64_t> FlipToCompressedData(uint64_t entry) const;
   bool PointsIntoFile(uint64_t entry) const {
     const uint64_t offset = EntryOffset(entry);
     return offset != 0 && IsAligned(offset, geometry_.cluster_size()) &&
@@ -223,6 +224,7 @@ void EntryPlanner::FixL2Flags(const FoundEntry& at) {
       PlanReason reason = ReasonFor(at.finding, "what is in the cluster counts");
       reason.finding_offset = HostOffset{at.place_bytes};
       plan_.Write64(at.place_bytes + 8, zeros << 32 | bitmap.allocated, reason);
+      if (!at.finding.snapshot) plan_.AddLostRange(at.guest.bytes, geometry_.cluster_size());
       return;
     }
     default:
@@ -241,10 +243,36 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
       break;
     case FindingCode::kDataMisaligned:
       return FixMisalignedData(at);
+    case FindingCode::kCompressedPastEnd:
+      if (const std::optional<uint64_t> entry = FlipToCompressedData(at.entry)) {
+        Set(at, *entry, "one flipped bit away from compressed data that decompresses",
+            RepairAction::kRelink);
+        return;
+      }
+      break;
     default:
       break;
   }
   Relink(at, evidence_.ForDataEntry({at.place_bytes, at.l2_index, at.entry}));
+}
+
+// The only entry one bit away that leads to compressed data in clusters that hold such data, or
+// that nothing else references.
+std::optional<uint64_t> EntryPlanner::FlipToCompressedData(uint64_t entry) const {
+  if (state_.findings.Has(FindingCode::kFileTruncated)) return std::nullopt;
+  std::optional<uint64_t> found;
+  for (int bit = 0; bit < 62; ++bit) {
+    const uint64_t candidate = entry ^ (uint64_t{1} << bit);
+    const CompressedRange range = DecodeCompressed(candidate, geometry_.cluster_bits);
+    if (IsCopied(candidate) || state_.IsOutside(range.offset_bytes, range.length_bytes)) continue;
+    const uint64_t cluster = range.offset_bytes >> geometry_.cluster_bits;
+    const bool fits = stored_.Get(cluster) != 0 &&
+                      (state_.expected->Get(cluster) == 0 || state_.compressed->Contains(cluster));
+    if (!fits || !Decompresses(candidate)) continue;
+    if (found) return std::nullopt;
+    found = candidate;
+  }
+  return found;
 }
 
 // A zero flag among other bits that cannot be right is no zero flag.

@@ -14,6 +14,7 @@
 #include "common/table_entry.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
+#include "repair/stored_refcounts.h"
 
 namespace qcow2check {
 namespace {
@@ -83,11 +84,18 @@ bool L1Planner::EntriesFit(absl::Span<const uint8_t> table) const {
 bool L1Planner::IsL1Table(uint64_t offset_bytes) {
   const std::optional<std::vector<uint8_t>> table = ReadTable(offset_bytes, state_.header.l1_size);
   if (!table || !EntriesFit(*table)) return false;
+  // Refcount tables look alike, but have no COPIED flags.
+  const StoredRefcounts stored(state_, plan_);
+  bool any_copied = !state_.snapshots.empty();
   for (size_t at = 0; at < table->size(); at += 8) {
-    const uint64_t offset = EntryOffset(Load64(&(*table)[at]));
-    if (offset != 0 && !ProvesToBeL2Table(state_, offset)) return false;
+    const uint64_t entry = Load64(&(*table)[at]);
+    const uint64_t offset = EntryOffset(entry);
+    if (offset == 0) continue;
+    if (!ProvesToBeL2Table(state_, offset)) return false;
+    const bool is_one = stored.Get(offset >> geometry_.cluster_bits) == 1;
+    any_copied |= IsCopied(entry) && is_one;
   }
-  return true;
+  return any_copied;
 }
 
 // The header's pointer, and not the table, is to be doubted.

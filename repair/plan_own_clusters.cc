@@ -195,6 +195,14 @@ void OwnClusterPlanner::SeparateTables(const Finding& finding) {
   if (slots.empty() || !plan_.image().ReadAt(HostOffset{table_bytes}, absl::MakeSpan(bytes)).ok()) {
     return;
   }
+  if (std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; })) {
+    for (const L1Slot& slot : slots) {
+      switches_.push_back(
+          {slot.place_bytes, 0, ReasonFor(finding, "the table that is shared maps nothing")});
+    }
+    Release(table_bytes >> geometry_.cluster_bits, users);
+    return;
+  }
   const bool copied = active && users == 1;
   const PlanReason reason = ReasonFor(
       finding, absl::StrFormat("slot %d gets a table and clusters of its own", *finding.l1_index));

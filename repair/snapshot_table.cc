@@ -7,35 +7,13 @@
 #include "common/byte_order.h"
 #include "common/checked_math.h"
 #include "common/limits.h"
+#include "repair/plain_text.h"
 
 namespace qcow2check {
 namespace {
 
 constexpr uint64_t kExtraSizeField = 36;
 constexpr uint64_t kNanosecondsPerSecond = 1'000'000'000;
-
-// Bytes that follow the first byte of a character in UTF-8; nothing if none starts like that.
-std::optional<size_t> FollowingBytes(uint8_t first) {
-  if (first < 0x80) return 0;
-  if (first >= 0xc2 && first < 0xe0) return 1;
-  if (first >= 0xe0 && first < 0xf0) return 2;
-  if (first >= 0xf0 && first < 0xf5) return 3;
-  return std::nullopt;
-}
-
-// UTF-8 without control characters.
-bool IsPrintable(absl::Span<const uint8_t> text) {
-  for (size_t i = 0; i < text.size(); ++i) {
-    const std::optional<size_t> following = FollowingBytes(text[i]);
-    if (text[i] < 0x20 || text[i] == 0x7f || !following || *following >= text.size() - i) {
-      return false;
-    }
-    for (size_t end = i + *following; i < end;) {
-      if (text[++i] >> 6 != 2) return false;
-    }
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -56,8 +34,8 @@ std::optional<SnapshotEntry> ReadPlausibleEntry(const ImageFile& file, uint64_t 
   std::vector<uint8_t> text(uint64_t{entry.id_bytes} + entry.name_bytes);
   const uint64_t text_at = offset_bytes + kSnapshotFixedBytes + entry.extra_data_bytes;
   if (!file.ReadAt(HostOffset{text_at}, absl::MakeSpan(text)).ok() ||
-      !IsPrintable(absl::MakeSpan(text).first(entry.id_bytes)) ||
-      !IsPrintable(absl::MakeSpan(text).subspan(entry.id_bytes))) {
+      !IsPlainText(absl::MakeSpan(text).first(entry.id_bytes)) ||
+      !IsPlainText(absl::MakeSpan(text).subspan(entry.id_bytes))) {
     return std::nullopt;
   }
   return entry;
