@@ -167,8 +167,8 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
         *one_bit.begin(),
         absl::StrFormat("one flipped bit away from 0x%x, which is unreferenced", *one_bit.begin()));
   }
-  if (damaged_l2_entries_ == 1 && damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 &&
-      one_bit.empty() && state_.orphans.size() == 1) {
+  if (state_.coverage.complete() && damaged_l2_entries_ == 1 && damaged_l1_entries_ == 0 &&
+      state_.orphan_clusters == 1 && one_bit.empty() && state_.orphans.size() == 1) {
     const uint64_t offset = state_.orphans.front().first_cluster << state_.geo().cluster_bits;
     return Explain(offset, absl::StrFormat("0x%x is the only unreferenced cluster, and this the "
                                            "only damaged pointer",
@@ -192,7 +192,9 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
                                              "table at 0x%x",
                                              *one_bit));
   }
-  if (tables_.size() == 1 && damaged_l1_entries_ == 1) {
+  const bool no_snapshot_lost = !state_.findings.Has(FindingCode::kSnapshotTableInvalid) &&
+                                !state_.findings.Has(FindingCode::kSnapshotL1Invalid);
+  if (tables_.size() == 1 && damaged_l1_entries_ == 1 && no_snapshot_lost) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "
                                                     "damaged pointer",

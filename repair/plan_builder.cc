@@ -37,9 +37,6 @@ bool PlanBuilder::MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> byt
                          .old_bytes = std::move(old),
                          .new_bytes = {bytes.begin(), bytes.end()}});
   ++writes_;
-  has_written_refcounts_ |= reason.action == RepairAction::kRaiseRefcount ||
-                            reason.action == RepairAction::kLowerRefcount ||
-                            reason.action == RepairAction::kRebuildRefcounts;
   removes_evidence_ |=
       reason.safety == RepairSafety::kLossy || reason.action == RepairAction::kCopyOut;
   return true;

@@ -41,8 +41,6 @@ class PlanBuilder {
   void Write64(uint64_t offset_bytes, uint64_t value, const PlanReason& reason);
   // As Write, but before everything else in the plan. Only for bytes that no other write touches.
   void WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
-  // Whether refcounts are no longer those that the image had.
-  bool has_written_refcounts() const { return has_written_refcounts_; }
   // Refcounts are raised before anything else is written, until some have been written otherwise:
   // then the bytes would no longer be their own.
   bool writes_refcounts_first() const { return refcounts_first_; }
@@ -80,7 +78,7 @@ class PlanBuilder {
   bool new_step_ = true;
   bool refcounts_first_ = true;
   bool removes_evidence_ = false;
-  bool has_written_refcounts_ = false;
+
   uint64_t writes_ = 0;
   std::vector<Extent> freed_;
   GuestRanges lost_;

@@ -76,7 +76,8 @@ class EntryPlanner {
         geometry_(state.geo()),
         stored_(state, plan),
         evidence_(state, plan, stored_),
-        places_(state) {
+        places_(state),
+        l1_in_doubt_(ActiveL1IsInDoubt()) {
     for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
   }
 
@@ -85,7 +86,8 @@ class EntryPlanner {
 
  private:
   template <typename Visit>
-  void ForEachEntry(const Finding& finding, Visit visit) const;
+  void ForEachEntry(const Finding& finding, Visit visit, bool relinks_only = false) const;
+  bool ActiveL1IsInDoubt() const;
   void FixL1Target(const FoundEntry& at);
   void FixL1Flags(const FoundEntry& at);
   void FixL2Target(const FoundEntry& at);
@@ -128,13 +130,14 @@ class EntryPlanner {
   StoredRefcounts stored_;
   OrphanEvidence evidence_;
   SoundPlaces places_;
+  const bool l1_in_doubt_;
   absl::flat_hash_set<uint64_t> decided_;              // places of entries
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
 };
 
 template <typename Visit>
-void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit) const {
+void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit, bool relinks_only) const {
   if (!finding.host_offset) return;
   const bool is_l1 = IsL1(finding);
   const uint64_t step = is_l1 ? 8 : geometry_.l2_entry_bytes();
@@ -145,6 +148,7 @@ void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit) const {
     if (!plan_.image().ReadAt(HostOffset{place}, absl::MakeSpan(bytes).first(step)).ok()) continue;
     const uint64_t guest = finding.guest_offset ? finding.guest_offset->bytes + i * guest_step : 0;
     if (!places_.MayChange(place)) continue;
+    if (finding.structure == Structure::kL1Table && l1_in_doubt_ && !relinks_only) continue;
     visit(FoundEntry{finding, place, finding.l2_index.value_or(0) + i, Load64(bytes.data()),
                      step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}});
   }
@@ -158,10 +162,13 @@ void EntryPlanner::Relink(const FoundEntry& at, const std::optional<Explanation>
 void EntryPlanner::PlanProven() {
   for (const Finding& finding : state_.findings.findings()) {
     if (IsAboutTarget(finding.code)) {
-      ForEachEntry(finding, [this](const FoundEntry& at) {
-        if (!decided_.insert(at.place_bytes).second) return;
-        IsL1(at.finding) ? FixL1Target(at) : FixL2Target(at);
-      });
+      ForEachEntry(
+          finding,
+          [this](const FoundEntry& at) {
+            if (!decided_.insert(at.place_bytes).second) return;
+            IsL1(at.finding) ? FixL1Target(at) : FixL2Target(at);
+          },
+          true);
     }
     if (finding.code == FindingCode::kCrossLinkedData ||
         finding.code == FindingCode::kDataOnMetadata) {
@@ -188,6 +195,19 @@ void EntryPlanner::PlanProven() {
   }
 }
 
+// No entry of the active table leads to an L2 table, and some could never have been one: what the
+// header names is probably something else, and no place to write to.
+bool EntryPlanner::ActiveL1IsInDoubt() const {
+  bool malformed = false;
+  for (const ActiveL1Entry& slot : state_.active_l1) {
+    malformed |= (slot.entry & kL1ReservedMask) != 0 || !PointsIntoFile(slot.entry);
+  }
+  return malformed &&
+         std::none_of(state_.l2_tables.begin(), state_.l2_tables.end(), [](const L2Table& table) {
+           return table.active_weight != 0 && table.shape == L2Shape::kMappings;
+         });
+}
+
 void EntryPlanner::FixL1Flags(const FoundEntry& at) {
   const uint64_t offset = EntryOffset(at.entry);
   if (offset != 0 && (!PointsIntoFile(at.entry) || IsLostTable(state_, offset))) return;
@@ -204,7 +224,7 @@ void EntryPlanner::FixL1Target(const FoundEntry& at) {
   }
   const std::optional<Explanation> explanation = evidence_.ForL1Entry(at.entry);
   Relink(at, explanation);
-  if (!explanation && at.finding.code == FindingCode::kL1EntryWithoutOffset &&
+  if (!explanation && !l1_in_doubt_ && at.finding.code == FindingCode::kL1EntryWithoutOffset &&
       evidence_.tables().empty()) {
     Set(at, 0, "flags without an offset mean nothing");
   }

@@ -1,14 +1,16 @@
 // The note that a repair leaves in the image (common/header_extension.h): orphans are to be kept
 // although nothing in the image shows any more why.
 //
-// It is a header extension behind the others. Everything is in place before eight bytes, the
-// extension's head where the end marker was, make it valid.
+// It is a header extension behind the others. In the first sector it is written at once, together
+// with the backing file's name moving out of its way. Elsewhere everything is in place before eight
+// bytes, the extension's head where the end marker was, make it valid.
 #include <algorithm>
 #include <vector>
 
 #include "common/byte_order.h"
 #include "common/checked_math.h"
 #include "common/header_extension.h"
+#include "common/limits.h"
 #include "repair/planners.h"
 
 namespace qcow2check {
@@ -37,21 +39,39 @@ bool IsZero(const std::vector<uint8_t>& bytes, uint64_t begin, uint64_t end) {
                      [](uint8_t byte) { return byte == 0; });
 }
 
-// The backing file name, which QEMU writes right behind the extensions, moves out of the way.
-bool MoveBackingName(const CheckState& state, PlanBuilder& plan, uint64_t to) {
+// The backing file name, which QEMU writes right behind the extensions, is copied out of the way.
+// An interrupted repair may have done that before.
+bool CopyBackingName(const CheckState& state, PlanBuilder& plan, uint64_t to) {
   const Header& header = state.header;
   const std::vector<uint8_t>& cluster = state.first_cluster;
   const uint64_t from = header.backing_file_offset;
   const uint64_t end = to + header.backing_file_size;
-  if (end > cluster.size() || !IsZero(cluster, from + header.backing_file_size, end)) return false;
+  if (end > cluster.size() || !IsZero(cluster, from + header.backing_file_size, to)) return false;
   const std::vector<uint8_t> name(
       cluster.begin() + static_cast<int64_t>(from),
       cluster.begin() + static_cast<int64_t>(from + header.backing_file_size));
+  if (!IsZero(cluster, to, end) &&
+      !std::equal(name.begin(), name.end(), cluster.begin() + static_cast<int64_t>(to))) {
+    return false;
+  }
   plan.Write(to, name, Reason("the backing file's name moves to make room for the note"));
   plan.Flush();
-  plan.Write64(kBackingOffsetField, to, Reason("the backing file's name has moved"));
-  plan.Flush();
   return true;
+}
+
+// The note and, if it is not 0, the backing file name's new place, in one write to the first
+// sector. `end` is behind all that changes.
+void WriteAtOnce(const CheckState& state, PlanBuilder& plan, uint64_t head,
+                 const std::vector<uint8_t>& extension, uint64_t name_moved_to, uint64_t end,
+                 const std::string& why) {
+  const uint64_t begin = name_moved_to != 0 ? kBackingOffsetField : head;
+  std::vector<uint8_t> bytes(end - begin);
+  std::copy_n(state.first_cluster.begin() + static_cast<int64_t>(begin), head - begin,
+              bytes.begin());
+  std::copy(extension.begin(), extension.end(), bytes.begin() + static_cast<int64_t>(head - begin));
+  if (name_moved_to != 0) Store64(bytes.data(), name_moved_to);
+  plan.Write(begin, bytes, Reason(why));
+  plan.Flush();
 }
 
 }  // namespace
@@ -75,21 +95,32 @@ bool PlanNote(CheckState& state, PlanBuilder& plan) {
   const uint64_t name = header.backing_file_offset;
   const uint64_t name_end = name + header.backing_file_size;
   if (end > state.first_cluster.size()) return false;
+  uint64_t name_moves_to = 0, all_end = end;
   if (name != 0 && name < end) {
     // Behind both the note and the old name, so that neither is overwritten while it counts.
     if (!IsZero(state.first_cluster, head + kHeadBytes, name)) return false;
-    if (!MoveBackingName(state, plan, RoundUp(std::max(end, name_end), 8))) return false;
+    name_moves_to = RoundUp(std::max(end, name_end), 8);
+    all_end = std::max(end, name_end);
+    if (!CopyBackingName(state, plan, name_moves_to)) return false;
   } else if (!IsZero(state.first_cluster, head + kHeadBytes, end)) {
     return false;
   }
-  std::vector<uint8_t> body = data;
-  body.resize(std::max(end, name != 0 && name < end ? name_end : end) - head - kHeadBytes);
-  plan.Write(head + kHeadBytes, body, Reason(why));
+  std::vector<uint8_t> extension(kHeadBytes);
+  Store32(&extension[0], kExtensionRepairNote);
+  Store32(&extension[4], kRepairNoteBytes);
+  extension.insert(extension.end(), data.begin(), data.end());
+  extension.resize(all_end - head);
+  if (all_end <= kSectorBytes) {
+    WriteAtOnce(state, plan, head, extension, name_moves_to, all_end, why);
+    return true;
+  }
+  if (name_moves_to != 0) {
+    plan.Write64(kBackingOffsetField, name_moves_to, Reason("the backing file's name has moved"));
+    plan.Flush();
+  }
+  plan.Write(head + kHeadBytes, absl::MakeConstSpan(extension).subspan(kHeadBytes), Reason(why));
   plan.Flush();
-  uint8_t type_and_length[kHeadBytes];
-  Store32(type_and_length, kExtensionRepairNote);
-  Store32(type_and_length + 4, kRepairNoteBytes);
-  plan.Write(head, type_and_length, Reason(why));
+  plan.Write(head, absl::MakeConstSpan(extension).first(kHeadBytes), Reason(why));
   plan.Flush();
   return true;
 }

@@ -30,11 +30,37 @@ uint64_t FirstCluster(const CheckState& state, const Finding& finding) {
   return state.geo().ClusterOf(*finding.host_offset).value;
 }
 
+// A block that is all zeros has lost what it said of clusters that nothing references, too. Those
+// that hold something get a refcount: the next check sees orphans, and says which may go.
+void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, StoredRefcounts& stored) {
+  const uint64_t size = state.geo().cluster_size();
+  const uint64_t entries = state.geo().refcount_block_entries();
+  for (const auto& [index, offset] : stored.blocks()) {
+    if (!ReadsAsZeros(plan.image(), offset, size)) continue;
+    const uint64_t first = index * entries;
+    for (uint64_t cluster = first; cluster < std::min(first + entries, state.file_clusters);
+         ++cluster) {
+      if (state.expected->Get(cluster) != 0 || ReadsAsZeros(plan.image(), cluster * size, size)) {
+        continue;
+      }
+      stored.Set(cluster, 1, 1,
+                 {FindingCode::kRefcountZeroInUse, state.geo().OffsetOf({cluster}),
+                  RepairAction::kRaiseRefcount, RepairSafety::kLossless,
+                  "its refcount was lost with all others of the block, and it holds something"},
+                 plan.writes_refcounts_first());
+    }
+  }
+}
+
 }  // namespace
 
 void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!state.refcounts_readable) return;
   StoredRefcounts stored(state, plan);
+  const bool lazy = state.header.Has(kDirty) && state.header.Has(kLazyRefcounts);
+  if (!lazy && state.findings.Has(FindingCode::kRefcountZeroInUse)) {
+    KeepOrphansOfBlankBlocks(state, plan, stored);
+  }
   for (const Finding& finding : state.findings.findings()) {
     if (!IsTooLow(finding) || !finding.expected) continue;
     const uint64_t count = std::min(*finding.expected, state.geo().refcount_max());

@@ -113,8 +113,6 @@ const Finding* SnapshotPlanner::FirstOf(std::initializer_list<FindingCode> codes
 }
 
 bool SnapshotPlanner::WriteRight(const Finding& finding, std::vector<Guess> guesses) {
-  // Refcounts that this repair has written say what the walk says, and prove nothing.
-  if (plan_.has_written_refcounts()) return false;
   const std::optional<Guess> right = OnlyRightGuess(state_, plan_, std::move(guesses));
   if (!right) return false;
   PlanReason reason = ReasonFor(finding, right->evidence);
