@@ -71,14 +71,17 @@ std::string TextOf(const std::string& path, const std::string& name, const Image
     repair = RepairText(*outcome.repair, {.name = name, .path = path, .colour = colour});
   }
   // The plan has told all that is wrong.
-  const bool only_closing = command.dry_run && !repair.empty();
+  const bool only_closing = command.dry_run && !outcome.repair->nothing_to_write();
   const bool several = command.images.size() > 1;
   const std::string report = only_closing ? ClosingLines(outcome.report)
                                           : TextReport(name, outcome.report, outcome.chain,
                                                        {.colour = colour,
                                                         .several_images = command.images.size() > 1,
                                                         .repair_path = command.repair ? "" : path});
-  const bool gap = only_closing && !absl::StartsWith(report, "\n");
+  // As in the output of qemu-img: no empty line between the last of a repair and the first of a
+  // check.
+  const bool is_its_line = absl::EndsWith(repair, "now...\n") && absl::StartsWith(report, "No ");
+  const bool gap = !repair.empty() && !is_its_line && !absl::StartsWith(report, "\n");
   return absl::StrCat(repair, gap ? "\n" : "", report, only_closing && several ? "\n" : "");
 }
 

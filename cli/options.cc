@@ -138,9 +138,43 @@ absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
       absl::StrCat("--image-opts: '", text, "' names no file (file.filename=...)"));
 }
 
-void AddRepairOptions(CLI::App& app, CheckCommandOptions& options, std::string& repair) {
+// What is read as a word first, and what is read and ignored.
+struct OptionWords {
+  std::string output = "human";
+  std::string repair;
+  std::string cache;
+  std::vector<std::string> objects;
+};
+
+void AddCheckOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& words) {
+  app.add_option("IMAGE", options.images, "Image files; several give one line of JSON each")
+      ->required();
+  app.add_flag("--json", options.json, "Print JSON instead of text");
+  app.add_option("--output", words.output, "human or json")
+      ->check(CLI::IsMember({"human", "json"}))
+      ->take_last();
+  app.add_flag("-q,--quiet", options.quiet, "Print nothing but errors");
+  app.add_flag("-U,--force-share", options.force_share,
+               "Check an image that a program is writing; what looks wrong is read again");
+  app.add_flag("--verify-data", options.verify_data,
+               "Also decompress all compressed clusters and look at the external data file");
+  app.add_flag("--chain", options.chain, "Also check the backing files (opens what images name)");
+  app.add_option("--max-findings", options.max_findings,
+                 "List at most N findings of each code (totals are always exact)")
+      ->type_name("N")
+      ->take_last()
+      ->capture_default_str();
+  app.add_option("-f,--format", options.format, "Only qcow2 can be checked")->take_last();
+  app.add_flag("--image-opts", options.image_opts,
+               "IMAGE is a list of options, as for qemu-img (file.filename=...)");
+  app.add_option("-T", words.cache, "Cache mode of qemu-img: accepted, not needed")->take_last();
+  app.add_option("--object", words.objects, "Accepted, not needed: no key is needed to check")
+      ->allow_extra_args(false);
+}
+
+void AddRepairOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& words) {
   app.add_option(
-         "-r,--repair", repair,
+         "-r,--repair", words.repair,
          "Repair what can be proven; =leaks: only free leaked clusters (--repair alone: all)")
       ->check(CLI::IsMember({"leaks", "all"}))
       ->type_name("leaks|all")
@@ -169,34 +203,9 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   app.footer(kFooter);
   app.set_help_flag("-h,--help", "Print this help");
   app.set_version_flag("--version,-V", "qcow2check " QCOW2CHECK_VERSION);
-  app.add_option("IMAGE", options.images, "Image files; several give one line of JSON each")
-      ->required();
-  app.add_flag("--json", options.json, "Print JSON instead of text");
-  std::string output = "human";
-  app.add_option("--output", output, "human or json")
-      ->check(CLI::IsMember({"human", "json"}))
-      ->take_last();
-  app.add_flag("-q,--quiet", options.quiet, "Print nothing but errors");
-  app.add_flag("-U,--force-share", options.force_share,
-               "Check an image that a program is writing; what looks wrong is read again");
-  app.add_flag("--verify-data", options.verify_data,
-               "Also decompress all compressed clusters and look at the external data file");
-  app.add_flag("--chain", options.chain, "Also check the backing files (opens what images name)");
-  app.add_option("--max-findings", options.max_findings,
-                 "List at most N findings of each code (totals are always exact)")
-      ->type_name("N")
-      ->take_last()
-      ->capture_default_str();
-  app.add_option("-f,--format", options.format, "Only qcow2 can be checked")->take_last();
-  std::string repair;
-  AddRepairOptions(app, options, repair);
-  app.add_flag("--image-opts", options.image_opts,
-               "IMAGE is a list of options, as for qemu-img (file.filename=...)");
-  std::string ignored;
-  std::vector<std::string> ignored_objects;
-  app.add_option("-T", ignored, "Cache mode of qemu-img: accepted, not needed")->take_last();
-  app.add_option("--object", ignored_objects, "Accepted, not needed: no key is needed to check")
-      ->allow_extra_args(false);
+  OptionWords words;
+  AddCheckOptions(app, options, words);
+  AddRepairOptions(app, options, words);
   if (absl::Status wrong = CheckForRepairArgument(arguments); !wrong.ok()) return wrong;
   std::vector<std::string> reversed = WithFullNames(arguments);
   std::reverse(reversed.begin(), reversed.end());
@@ -214,8 +223,10 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   } catch (const CLI::ParseError& error) {
     return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check --help)"));
   }
-  options.json = options.json || output == "json";
-  if (!repair.empty()) options.repair = repair == "all" ? RepairMode::kAll : RepairMode::kLeaks;
+  options.json = options.json || words.output == "json";
+  if (!words.repair.empty()) {
+    options.repair = words.repair == "all" ? RepairMode::kAll : RepairMode::kLeaks;
+  }
   if (absl::Status wrong = CheckRepairOptions(options); !wrong.ok()) return wrong;
   for (std::string& image : options.images) {
     if (!image.empty() && image.back() == kNoList) image.pop_back();

@@ -89,12 +89,12 @@ ImageOutcome Finish(const std::string& path, const ImageFile& file, const CheckO
                     const CheckCommandOptions& command, RepairOutcome repair) {
   ImageOutcome outcome;
   if (command.json) AddDigests(file, repair);
-  outcome.report = repair.result.after;
   if (command.chain) {
     // A second handle on the locked file: closing it leaves the locks alone.
     const absl::StatusOr<std::unique_ptr<PosixFile>> again = PosixFile::Open(path);
-    if (again.ok()) outcome.chain = CheckChain(path, **again, check, outcome.report);
+    if (again.ok()) outcome.chain = CheckChain(path, **again, check, repair.result.after);
   }
+  outcome.report = repair.result.after;
   outcome.repair = std::move(repair);
   outcome.exit_code = ExitCodeOf(outcome.report);
   return outcome;

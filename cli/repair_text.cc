@@ -327,7 +327,8 @@ std::string RepairText(const RepairOutcome& outcome, const RepairTextOptions& op
                               "Still there, although it should be repaired:", options.colour));
   }
   absl::StrAppend(&left, HeldBackText(outcome, options.path));
-  if (outcome.nothing_to_write() && left.empty()) return text;
+  const bool clean = result.before.verdict == Verdict::kClean;
+  if (outcome.nothing_to_write() && left.empty() && clean) return text;
   absl::StrAppend(&text, Headline(outcome, options));
   const bool written = outcome.dry_run || (result.changed && result.status.ok());
   if (written && !outcome.nothing_to_write()) {

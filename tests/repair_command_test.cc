@@ -179,6 +179,33 @@ TEST_F(RepairCommandTest, TheTextSaysWhatWasDoneAndHowToTakeItBack) {
                                         "now\\.\\.\\.\nNo errors were found on the image\\."));
 }
 
+TEST_F(RepairCommandTest, WhatCannotBeRepairedIsSaid) {
+  BuiltImage image = SmallImage();
+  image.bytes[75] |= 1;  // an incompatible feature that nobody knows
+  const std::string unknown = dir_.Write("unknown.qcow2", image.bytes);
+  const CommandResult result = Program({"--repair", unknown});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.out, StartsWith(absl::StrCat(unknown, ": --repair=all changed nothing.\n\n",
+                                                  unknown, ": uses features that this program")));
+  EXPECT_EQ(ReadFile(unknown), image.bytes);
+  EXPECT_THAT(NewFiles(), ElementsAre("unknown.qcow2"));
+}
+
+TEST_F(RepairCommandTest, BackingFilesAreCheckedBehindTheRepairAndNotWritten) {
+  BuiltImage image =
+      BuildImage({.virtual_size = 4 << 20,
+                  .backing = BackingOptions{.file = "damaged.qcow2", .format = "qcow2"},
+                  .steps = {WriteClusters{.count = 8}}});
+  SetL2Entry(image, 0, 0);
+  const std::string top = dir_.Write("top.qcow2", image.bytes);
+  const CheckedImage result = CheckWithProgram(top, {"--repair", "--chain"});
+  EXPECT_EQ(result.Number("leaks-fixed"), 1u);
+  EXPECT_EQ(result.json["chain"][0]["verdict"], "corrupt");
+  EXPECT_EQ(result.CountOf("chain-layer-bad"), 1u);
+  EXPECT_EQ(result.TheOnly("chain-layer-bad")["repair"]["status"], "none");
+  EXPECT_EQ(ReadFile(damaged_), damaged_bytes_);
+}
+
 TEST_F(RepairCommandTest, QuietSaysNothing) {
   const CommandResult result = Program({"-q", "--repair", leaky_});
   EXPECT_EQ(result.exit_code, 0);
