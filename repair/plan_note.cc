@@ -39,8 +39,15 @@ bool IsZero(const std::vector<uint8_t>& bytes, uint64_t begin, uint64_t end) {
                      [](uint8_t byte) { return byte == 0; });
 }
 
+// Whether `wanted` overwrites nothing but zeros, and what an interrupted repair wrote of it.
+bool CanTake(const std::vector<uint8_t>& bytes, uint64_t begin, absl::Span<const uint8_t> wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (bytes[begin + i] != 0 && bytes[begin + i] != wanted[i]) return false;
+  }
+  return true;
+}
+
 // The backing file name, which QEMU writes right behind the extensions, is copied out of the way.
-// An interrupted repair may have done that before.
 bool CopyBackingName(const CheckState& state, PlanBuilder& plan, uint64_t to) {
   const Header& header = state.header;
   const std::vector<uint8_t>& cluster = state.first_cluster;
@@ -50,22 +57,19 @@ bool CopyBackingName(const CheckState& state, PlanBuilder& plan, uint64_t to) {
   const std::vector<uint8_t> name(
       cluster.begin() + static_cast<int64_t>(from),
       cluster.begin() + static_cast<int64_t>(from + header.backing_file_size));
-  if (!IsZero(cluster, to, end) &&
-      !std::equal(name.begin(), name.end(), cluster.begin() + static_cast<int64_t>(to))) {
-    return false;
-  }
+  if (!CanTake(cluster, to, name)) return false;
   plan.Write(to, name, Reason("the backing file's name moves to make room for the note"));
   plan.Flush();
   return true;
 }
 
 // The note and, if it is not 0, the backing file name's new place, in one write to the first
-// sector. `end` is behind all that changes.
+// sector.
 void WriteAtOnce(const CheckState& state, PlanBuilder& plan, uint64_t head,
-                 const std::vector<uint8_t>& extension, uint64_t name_moved_to, uint64_t end,
+                 const std::vector<uint8_t>& extension, uint64_t name_moved_to,
                  const std::string& why) {
   const uint64_t begin = name_moved_to != 0 ? kBackingOffsetField : head;
-  std::vector<uint8_t> bytes(end - begin);
+  std::vector<uint8_t> bytes(head + extension.size() - begin);
   std::copy_n(state.first_cluster.begin() + static_cast<int64_t>(begin), head - begin,
               bytes.begin());
   std::copy(extension.begin(), extension.end(), bytes.begin() + static_cast<int64_t>(head - begin));
@@ -95,23 +99,23 @@ bool PlanNote(CheckState& state, PlanBuilder& plan) {
   const uint64_t name = header.backing_file_offset;
   const uint64_t name_end = name + header.backing_file_size;
   if (end > state.first_cluster.size()) return false;
-  uint64_t name_moves_to = 0, all_end = end;
-  if (name != 0 && name < end) {
-    // Behind both the note and the old name, so that neither is overwritten while it counts.
-    if (!IsZero(state.first_cluster, head + kHeadBytes, name)) return false;
-    name_moves_to = RoundUp(std::max(end, name_end), 8);
-    all_end = std::max(end, name_end);
-    if (!CopyBackingName(state, plan, name_moves_to)) return false;
-  } else if (!IsZero(state.first_cluster, head + kHeadBytes, end)) {
-    return false;
-  }
   std::vector<uint8_t> extension(kHeadBytes);
   Store32(&extension[0], kExtensionRepairNote);
   Store32(&extension[4], kRepairNoteBytes);
   extension.insert(extension.end(), data.begin(), data.end());
-  extension.resize(all_end - head);
-  if (all_end <= kSectorBytes) {
-    WriteAtOnce(state, plan, head, extension, name_moves_to, all_end, why);
+  extension.resize(end - head);
+  uint64_t name_moves_to = 0;
+  if (name != 0 && name < end) {
+    // Behind both the note and the old name, so that neither is overwritten while it counts.
+    if (!IsZero(state.first_cluster, head + kHeadBytes, name)) return false;
+    name_moves_to = RoundUp(std::max(end, name_end), 8);
+    extension.resize(std::max(end, name_end) - head);
+    if (!CopyBackingName(state, plan, name_moves_to)) return false;
+  } else if (!CanTake(state.first_cluster, head, extension)) {
+    return false;
+  }
+  if (head + extension.size() <= kSectorBytes) {
+    WriteAtOnce(state, plan, head, extension, name_moves_to, why);
     return true;
   }
   if (name_moves_to != 0) {
