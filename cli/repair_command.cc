@@ -34,6 +34,13 @@ UndoFileName UndoFileNameFor(const std::string& path, const CheckCommandOptions&
   return name;
 }
 
+constexpr char kNotBesideADevice[] =
+    "the undo file of a device cannot lie beside it, where it would not survive a restart";
+
+bool MayLieThere(const UndoFileName& name) {
+  return name.chosen_path.has_value() || !IsBlockDevice(name.image_path);
+}
+
 // The command line that does what `command` asks for, without --dry-run.
 std::string CommandLineFor(const std::string& path, const CheckCommandOptions& command) {
   std::string words = command.repair == RepairMode::kAll ? "--repair" : "--repair=leaks";
@@ -109,7 +116,13 @@ ImageOutcome PlanOne(const std::string& path, const CheckCommandOptions& command
   RepairOutcome repair = StartOutcome(path, command);
   repair.result = PlanRepair(**file, check, repair.options);
   const UndoFileName name = UndoFileNameFor(path, command);
-  if (!command.no_undo && !repair.result.plan.empty()) repair.undo_file = NextUndoPath(name);
+  if (!command.no_undo && !repair.result.plan.empty()) {
+    repair.undo_file = NextUndoPath(name);
+    if (!MayLieThere(name)) {
+      repair.undo_file.clear();
+      repair.notes.push_back(absl::StrCat(kNotBesideADevice, ": name one with --undo-file=PATH"));
+    }
+  }
   if (const auto interrupted = FindInterrupted(**file, name)) {
     repair.notes.push_back(absl::StrCat(
         "a repair of this image was interrupted; --repair would first take it back with '",
@@ -131,11 +144,7 @@ class UndoFileMaker {
   UndoFileMaker(UndoFileName name, int image_fd) : name_(std::move(name)), image_fd_(image_fd) {}
 
   absl::StatusOr<std::unique_ptr<WritableImageFile>> Make() {
-    if (!name_.chosen_path && IsBlockDevice(name_.image_path)) {
-      return absl::InvalidArgumentError(
-          "the undo file of a device cannot lie beside it, where it would not survive a restart, "
-          "so nothing was changed");
-    }
+    if (!MayLieThere(name_)) return absl::InvalidArgumentError(kNotBesideADevice);
     absl::StatusOr<UndoFile> undo = CreateUndoFile(name_, image_fd_);
     if (!undo.ok()) return undo.status();
     path_ = undo->path;
