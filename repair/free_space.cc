@@ -48,7 +48,8 @@ bool FreeSpace::IsFree(uint64_t cluster) const {
     return false;
   }
   const uint64_t size = state_.geo().cluster_size();
-  return anything_free_ || ReadsAsZeros(plan_.image(), cluster * size, size);
+  return (nothing_lost_ && refcounts_.HasBlockFor(cluster)) ||
+         ReadsAsZeros(plan_.image(), cluster * size, size);
 }
 
 }  // namespace qcow2check

@@ -23,7 +23,8 @@ class FreeSpace {
       : state_(state),
         plan_(plan),
         refcounts_(refcounts),
-        anything_free_(state.coverage.complete() && state.held_back.clusters == 0) {}
+        nothing_lost_(state.coverage.complete() && state.held_back.clusters == 0 &&
+                      !HasLostPointers(state) && !plan.removes_evidence()) {}
 
   // The first of `count` consecutive free clusters, which are then taken and will be referenced
   // `refcount` times; nothing if there is no room. Growth is planned at once.
@@ -42,7 +43,7 @@ class FreeSpace {
   const CheckState& state_;
   PlanBuilder& plan_;
   const StoredRefcounts& refcounts_;
-  const bool anything_free_;
+  const bool nothing_lost_;
   absl::btree_map<uint64_t, uint64_t> taken_;
   uint64_t next_inside_ = 1;
   uint64_t missing_bytes_ = 0;

@@ -32,33 +32,72 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
   return used || !table.users.front().snapshot.has_value();
 }
 
-}  // namespace
+struct RefcountScan {
+  uint64_t used = 0;     // counts that are not 0
+  uint64_t strange = 0;  // of these, those that no accident leaves
+  bool readable = true;
+};
 
-bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
+RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
+                           const RefcountBlock& block) {
   const Geometry& geometry = state.geo();
   const uint64_t size = geometry.cluster_size();
   std::vector<uint8_t> bytes(std::min(size, kMaxPieceBytes));
   const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
   const uint64_t most = kSmallRefcount + state.snapshots.size();
   const bool was_cut_off = state.findings.Has(FindingCode::kFileTruncated);
-  uint64_t used = 0, strange = 0;
+  RefcountScan scan;
   for (uint64_t begin = 0; begin < size; begin += bytes.size()) {
     const HostOffset place = {block.offset_bytes + begin};
-    if (!image.ReadAt(place, absl::MakeSpan(bytes)).ok()) return false;
+    scan.readable &= image.ReadAt(place, absl::MakeSpan(bytes)).ok();
+    if (!scan.readable) return scan;
     const uint64_t first_here = first + (begin * 8 >> geometry.refcount_order);
     for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
       const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
       if (count == 0) continue;
       const uint64_t cluster = SaturatingAdd(first_here, i);
-      const bool in_file = cluster < state.file_clusters || was_cut_off;
-      ++used;
-      strange += !in_file || count > std::max(most, state.expected->Get(cluster)) ? 1 : 0;
+      const bool in_file = cluster < state.file_clusters;
+      const uint64_t expected = in_file ? state.expected->Get(cluster) : 0;
+      ++scan.used;
+      scan.strange += (!in_file && !was_cut_off) || count > std::max(most, expected) ? 1 : 0;
     }
   }
-  return strange * 4 <= used;
+  return scan;
 }
 
-bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner) {
+}  // namespace
+
+bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
+  const RefcountScan scan = ScanRefcounts(state, image, block);
+  return scan.readable && scan.strange * 4 <= scan.used;
+}
+
+bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
+  constexpr uint64_t kEnough = 4;
+  // The first ranges: orphans that are blocks come from the start of the table.
+  for (uint64_t index = 0; index < 4; ++index) {
+    const RefcountScan scan = ScanRefcounts(state, image, {index, offset_bytes});
+    if (scan.readable && scan.used >= kEnough && scan.strange == 0) return true;
+  }
+  return false;
+}
+
+bool ActiveL1IsInDoubt(const CheckState& state) {
+  const uint64_t size = state.geo().cluster_size();
+  bool malformed = false;
+  for (const ActiveL1Entry& slot : state.active_l1) {
+    const uint64_t offset = EntryOffset(slot.entry);
+    malformed |= (slot.entry & kL1ReservedMask) != 0 || offset == 0 || !IsAligned(offset, size) ||
+                 offset >= state.file.size_bytes();
+  }
+  return malformed &&
+         std::none_of(state.l2_tables.begin(), state.l2_tables.end(), [](const L2Table& table) {
+           return table.active_weight != 0 && table.shape == L2Shape::kMappings;
+         });
+}
+
+bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
+               HostOffset place) {
   switch (owner.structure) {
     case Structure::kRefcountBlock:
       return std::none_of(state.refcount_blocks.begin(), state.refcount_blocks.end(),
@@ -74,7 +113,7 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
                           });
     case Structure::kL1Table:
     case Structure::kSnapshotL1Table:
-      return state.findings.Has(FindingCode::kL1Lost) ||
+      return state.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state) ||
              std::none_of(state.l1_tables.begin(), state.l1_tables.end(),
                           [&](const L1Table& table) {
                             return table.offset_bytes == owner.host_offset.bytes &&
@@ -85,7 +124,11 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
              state.findings.Has(FindingCode::kRefcountTableEntryReservedBits) ||
              state.findings.Has(FindingCode::kRefcountBlockMisaligned);
     case Structure::kSnapshotTable:
-      return state.findings.Has(FindingCode::kSnapshotTableInvalid) ||
+      // Lengths in its entries decide how far it reaches.
+      return place.bytes >= owner.host_offset.bytes + state.geo().cluster_size() ||
+             state.findings.Has(FindingCode::kSnapshotExtraTooLarge) ||
+             state.findings.Has(FindingCode::kSnapshotL1Invalid) ||
+             state.findings.Has(FindingCode::kSnapshotTableInvalid) ||
              state.findings.Has(FindingCode::kSnapshotTooMany);
     case Structure::kHeader:
     case Structure::kLuksHeader:

@@ -14,9 +14,17 @@ namespace qcow2check {
 // file. Zeros could be; so could counts that are all too low.
 bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block);
 
-// Whether the content of the metadata that `owner` names speaks against it. Bitmaps, which are
-// worth less than guest data, always are in doubt.
-bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner);
+// Whether a cluster that nothing references was probably a refcount block.
+bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t offset_bytes);
+
+// Whether the content of the metadata that `owner` names speaks against it, or against its
+// reaching `place`. Bitmaps, which are worth less than guest data, always are in doubt.
+bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
+               HostOffset place);
+
+// No entry of the active L1 table leads to an L2 table, and some could never have been one: what
+// the header names is probably something else, and no place to write to.
+bool ActiveL1IsInDoubt(const CheckState& state);
 
 }  // namespace qcow2check
 

@@ -9,6 +9,7 @@
 #include "common/checked_math.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
+#include "repair/metadata_doubt.h"
 
 namespace qcow2check {
 namespace {
@@ -89,7 +90,7 @@ void OrphanEvidence::SetTablesAside() {
 bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
   const uint64_t cluster = offset_bytes >> state_.geo().cluster_bits;
   return IsAligned(offset_bytes, state_.geo().cluster_size()) && cluster < state_.file_clusters &&
-         orphans_.Contains(cluster);
+         orphans_.Contains(cluster) && !WasRefcountBlock(state_, plan_.image(), offset_bytes);
 }
 
 Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence) const {
@@ -167,9 +168,11 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
         *one_bit.begin(),
         absl::StrFormat("one flipped bit away from 0x%x, which is unreferenced", *one_bit.begin()));
   }
-  if (state_.coverage.complete() && damaged_l2_entries_ == 1 && damaged_l1_entries_ == 0 &&
-      state_.orphan_clusters == 1 && one_bit.empty() && state_.orphans.size() == 1) {
+  if (state_.coverage.complete() && snapshots_are_known() && damaged_l2_entries_ == 1 &&
+      damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 && one_bit.empty() &&
+      state_.orphans.size() == 1) {
     const uint64_t offset = state_.orphans.front().first_cluster << state_.geo().cluster_bits;
+    if (!IsOrphan(offset)) return std::nullopt;
     return Explain(offset, absl::StrFormat("0x%x is the only unreferenced cluster, and this the "
                                            "only damaged pointer",
                                            offset));
@@ -192,9 +195,7 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
                                              "table at 0x%x",
                                              *one_bit));
   }
-  const bool no_snapshot_lost = !state_.findings.Has(FindingCode::kSnapshotTableInvalid) &&
-                                !state_.findings.Has(FindingCode::kSnapshotL1Invalid);
-  if (tables_.size() == 1 && damaged_l1_entries_ == 1 && no_snapshot_lost) {
+  if (tables_.size() == 1 && damaged_l1_entries_ == 1 && snapshots_are_known()) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "
                                                     "damaged pointer",

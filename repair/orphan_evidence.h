@@ -48,6 +48,12 @@ class OrphanEvidence {
   bool IsOrphan(uint64_t offset_bytes) const;
   // Orphans that are L2 tables, by offset.
   const std::vector<uint64_t>& tables() const { return tables_; }
+  // Otherwise orphans may be what a snapshot needs.
+  bool snapshots_are_known() const {
+    return !state_.findings.Has(FindingCode::kSnapshotTableInvalid) &&
+           !state_.findings.Has(FindingCode::kSnapshotL1Invalid) &&
+           !state_.findings.Has(FindingCode::kSnapshotExtraTooLarge);
+  }
   uint64_t damaged_l1_entries() const { return damaged_l1_entries_; }
 
  private:

@@ -77,7 +77,7 @@ class EntryPlanner {
         stored_(state, plan),
         evidence_(state, plan, stored_),
         places_(state),
-        l1_in_doubt_(ActiveL1IsInDoubt()) {
+        l1_in_doubt_(ActiveL1IsInDoubt(state)) {
     for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
   }
 
@@ -87,7 +87,6 @@ class EntryPlanner {
  private:
   template <typename Visit>
   void ForEachEntry(const Finding& finding, Visit visit, bool relinks_only = false) const;
-  bool ActiveL1IsInDoubt() const;
   void FixL1Target(const FoundEntry& at);
   void FixL1Flags(const FoundEntry& at);
   void FixL2Target(const FoundEntry& at);
@@ -148,6 +147,11 @@ void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit, bool relink
     if (!plan_.image().ReadAt(HostOffset{place}, absl::MakeSpan(bytes).first(step)).ok()) continue;
     const uint64_t guest = finding.guest_offset ? finding.guest_offset->bytes + i * guest_step : 0;
     if (!places_.MayChange(place)) continue;
+    // What lies behind the entries that the disk needs may be no entry.
+    if (finding.structure == Structure::kL1Table &&
+        finding.l1_index.value_or(0) + i >= geometry_.l1_entries_needed()) {
+      continue;
+    }
     if (finding.structure == Structure::kL1Table && l1_in_doubt_ && !relinks_only) continue;
     visit(FoundEntry{finding, place, finding.l2_index.value_or(0) + i, Load64(bytes.data()),
                      step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}});
@@ -193,19 +197,6 @@ void EntryPlanner::PlanProven() {
         active ? (explanation.refcount_is_one ? kCopiedBit : 0) : at.entry & kCopiedBit;
     Set(at, offset | copied, explanation.evidence, RepairAction::kRelink);
   }
-}
-
-// No entry of the active table leads to an L2 table, and some could never have been one: what the
-// header names is probably something else, and no place to write to.
-bool EntryPlanner::ActiveL1IsInDoubt() const {
-  bool malformed = false;
-  for (const ActiveL1Entry& slot : state_.active_l1) {
-    malformed |= (slot.entry & kL1ReservedMask) != 0 || !PointsIntoFile(slot.entry);
-  }
-  return malformed &&
-         std::none_of(state_.l2_tables.begin(), state_.l2_tables.end(), [](const L2Table& table) {
-           return table.active_weight != 0 && table.shape == L2Shape::kMappings;
-         });
 }
 
 void EntryPlanner::FixL1Flags(const FoundEntry& at) {
@@ -358,7 +349,7 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
   for (const Owner& owner : finding.owners) {
     const bool is_guest = owner.structure == Structure::kDataCluster ||
                           owner.structure == Structure::kCompressedCluster;
-    if (!is_guest && IsInDoubt(state_, plan_.image(), owner)) return;
+    if (!is_guest && IsInDoubt(state_, plan_.image(), owner, *finding.host_offset)) return;
   }
   for (const Owner& owner : finding.owners) {
     if (!owner.entry_offset || owner.structure != Structure::kDataCluster ||
@@ -383,7 +374,7 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
 // nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
   if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0 ||
-      !state_.coverage.complete()) {
+      !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
     return;
   }
   const uint64_t needed = geometry_.l1_entries_needed();

@@ -12,6 +12,7 @@
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
+#include "repair/metadata_doubt.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
 #include "repair/stored_refcounts.h"
@@ -98,19 +99,14 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
   return any_copied;
 }
 
-// The header's pointer, and not the table, is to be doubted.
+// The header's pointer is to be doubted, and what the pointers of snapshots lead to is not.
 bool L1Planner::LooksLost() const {
-  if (state_.findings.Has(FindingCode::kL1OffsetInvalid) ||
-      state_.findings.Has(FindingCode::kL1Lost)) {
-    return true;
+  if (state_.findings.Has(FindingCode::kSnapshotTableInvalid) ||
+      state_.findings.Has(FindingCode::kSnapshotL1Invalid)) {
+    return false;
   }
-  bool any_lost = false;
-  for (const L2Table& table : state_.l2_tables) {
-    if (table.active_weight == 0) continue;
-    if (table.shape == L2Shape::kMappings) return false;
-    any_lost |= table.shape == L2Shape::kLost;
-  }
-  return any_lost;
+  return state_.findings.Has(FindingCode::kL1OffsetInvalid) ||
+         state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_);
 }
 
 void L1Planner::FindTrueTable() {
@@ -137,6 +133,9 @@ void L1Planner::FindTrueTable() {
   const Finding* why = Find(FindingCode::kL1OffsetInvalid);
   if (why == nullptr) why = Find(FindingCode::kL1Lost);
   if (why == nullptr) why = Find(FindingCode::kL2TableLost);
+  if (why == nullptr) why = Find(FindingCode::kL1EntryReservedBits);
+  if (why == nullptr) why = Find(FindingCode::kL2TableMisaligned);
+  if (why == nullptr) why = Find(FindingCode::kL2TablePastEnd);
   if (why == nullptr || candidates.empty()) return;
   if (candidates.size() > 1 && one_bit.size() != 1) {
     plan_.Decline(why->code, why->host_offset,
@@ -174,9 +173,13 @@ void L1Planner::Shorten() {
   if (why == nullptr) return;
   const std::optional<std::vector<uint8_t>> table = ReadTable(offset, needed);
   if (!table || !IsAligned(offset, geometry_.cluster_size()) || offset == 0) return;
-  const bool empty =
-      std::all_of(table->begin(), table->end(), [](uint8_t byte) { return byte == 0; });
-  if (!empty && !EntriesFit(*table)) return;
+  uint64_t used = 0, sound = 0;
+  for (size_t at = 0; at < table->size(); at += 8) {
+    if (Load64(&(*table)[at]) == 0) continue;
+    ++used;
+    sound += EntriesFit(absl::MakeConstSpan(*table).subspan(at, 8)) ? 1 : 0;
+  }
+  if (sound * 2 < used) return;
   PlanReason reason = ReasonFor(
       *why, absl::StrFormat("the disk needs %d entries; what lies behind them are none", needed));
   reason.action = RepairAction::kRewriteEntry;

@@ -143,7 +143,7 @@ void OwnClusterPlanner::MoveOffMetadata(const Finding& finding) {
   for (const Owner& owner : finding.owners) {
     const bool is_guest = owner.structure == Structure::kDataCluster ||
                           owner.structure == Structure::kCompressedCluster;
-    if (is_guest || !IsInDoubt(state_, plan_.image(), owner)) continue;
+    if (is_guest || !IsInDoubt(state_, plan_.image(), owner, *finding.host_offset)) continue;
     plan_.Decline(finding.code, finding.host_offset,
                   absl::StrCat("what lies here may be no ", WordsOf(owner.structure), " at all"));
     return;

@@ -16,6 +16,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/l1_slots.h"
+#include "repair/metadata_doubt.h"
 #include "repair/orphan_evidence.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
@@ -58,6 +59,7 @@ class LostTablePlanner {
     uint64_t users = 0;
   };
 
+  bool HasProof(uint64_t table_bytes) const;
   std::vector<LostTable> Collect() const;
   void Plan(const LostTable& lost);
   SavedTable Save(uint64_t table_bytes) const;
@@ -81,6 +83,23 @@ bool LosesTo(Structure structure) {
          structure == Structure::kLuksHeader;
 }
 
+// Half of its entries have the COPIED flag that the refcount asks for, and some have it set.
+bool LostTablePlanner::HasProof(uint64_t table_bytes) const {
+  std::vector<uint8_t> bytes(std::min(geometry_.cluster_size(), kMaxPieceBytes));
+  if (!plan_.image().ReadAt(HostOffset{table_bytes}, absl::MakeSpan(bytes)).ok()) return false;
+  uint64_t used = 0, copied = 0, agree = 0;
+  for (uint64_t at = 0; at < bytes.size(); at += geometry_.l2_entry_bytes()) {
+    const uint64_t entry = Load64(&bytes[at]);
+    if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) continue;
+    const uint64_t cluster = EntryOffset(entry) >> geometry_.cluster_bits;
+    const bool is_one = cluster < state_.file_clusters && structures_.stored_refcount(cluster) == 1;
+    ++used;
+    copied += IsCopied(entry) ? 1 : 0;
+    agree += IsCopied(entry) == is_one ? 1 : 0;
+  }
+  return copied != 0 && agree * 2 > used;
+}
+
 std::vector<LostTable> LostTablePlanner::Collect() const {
   std::vector<LostTable> lost;
   absl::flat_hash_set<uint64_t> seen;
@@ -95,12 +114,14 @@ std::vector<LostTable> LostTablePlanner::Collect() const {
       add(finding, offset, finding.l1_index.value_or(0));
     }
     if (finding.code != FindingCode::kMetadataOverlap) continue;
-    if (std::none_of(finding.owners.begin(), finding.owners.end(),
-                     [](const Owner& owner) { return LosesTo(owner.structure); })) {
+    if (std::none_of(finding.owners.begin(), finding.owners.end(), [&](const Owner& owner) {
+          return LosesTo(owner.structure) &&
+                 !IsInDoubt(state_, plan_.image(), owner, *finding.host_offset);
+        })) {
       continue;
     }
     for (const L2Table& table : state_.l2_tables) {
-      if (table.offset_bytes == offset) add(finding, offset, table.l1_index);
+      if (table.offset_bytes == offset && !HasProof(offset)) add(finding, offset, table.l1_index);
     }
   }
   return lost;
@@ -196,7 +217,7 @@ void LostTablePlanner::Switch(const Replacement& replacement) {
 }
 
 void LostTablePlanner::Run() {
-  if (state_.findings.Has(FindingCode::kL1Lost)) return;
+  if (state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_)) return;
   for (const LostTable& lost : Collect()) Plan(lost);
   // New tables and zeroed slots each bring their refcounts: one after the other.
   if (replacements_.empty()) {

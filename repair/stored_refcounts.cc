@@ -67,6 +67,7 @@ std::vector<uint8_t> StoredRefcounts::ReadBlock(uint64_t table_index) const {
 
 void StoredRefcounts::Set(uint64_t first, uint64_t count, uint64_t value, const PlanReason& reason,
                           bool before_all) {
+  if (!before_all) plan_.EndRefcountsFirst();
   std::vector<uint8_t> bytes;
   for (uint64_t cluster = first, left = count; left != 0;) {
     const uint64_t index = cluster % block_entries_;
