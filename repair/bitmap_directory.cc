@@ -22,28 +22,36 @@ std::optional<BitmapsPlace> FindBitmapsExtension(const CheckState& state) {
   return place;
 }
 
+std::optional<BitmapEntry> ReadBitmapEntry(const ImageFile& file, uint64_t at, uint64_t end) {
+  std::vector<uint8_t> fixed(kBitmapFixedBytes);
+  if (at >= end || end - at < fixed.size() ||
+      !file.ReadAt(HostOffset{at}, absl::MakeSpan(fixed)).ok()) {
+    return std::nullopt;
+  }
+  BitmapEntry entry = DecodeBitmapFixed(fixed, at);
+  if (entry.length_bytes > end - at) return std::nullopt;
+  std::vector<uint8_t> name(std::min<uint64_t>(entry.name_bytes, kMaxBitmapNameBytes));
+  const HostOffset name_at = {at + kBitmapFixedBytes + entry.extra_data_bytes};
+  if (!file.ReadAt(name_at, absl::MakeSpan(name)).ok()) return std::nullopt;
+  entry.name.assign(name.begin(), name.end());
+  return entry;
+}
+
+uint64_t DirectoryEnd(const ImageFile& file, const BitmapsExtension& fields) {
+  const uint64_t size = std::min(fields.directory_size_bytes, kQemuMaxBitmapDirectoryBytes);
+  return std::min(SaturatingAdd(fields.directory_offset, size), RoundUp(file.size_bytes(), 8));
+}
+
 std::vector<BitmapEntry> ReadBitmapDirectory(const ImageFile& file,
                                              const BitmapsExtension& fields) {
   std::vector<BitmapEntry> entries;
   uint64_t at = fields.directory_offset;
-  const uint64_t end = std::min(
-      SaturatingAdd(at, std::min(fields.directory_size_bytes, kQemuMaxBitmapDirectoryBytes)),
-      RoundUp(file.size_bytes(), 8));
-  while (entries.size() < std::min(fields.nb_bitmaps, kQemuMaxBitmaps) && at < end &&
-         end - at >= kBitmapFixedBytes) {
-    std::vector<uint8_t> fixed(kBitmapFixedBytes);
-    if (!file.ReadAt(HostOffset{at}, absl::MakeSpan(fixed)).ok()) break;
-    BitmapEntry entry = DecodeBitmapFixed(fixed, at);
-    if (entry.length_bytes > end - at) break;
-    std::vector<uint8_t> name(std::min<uint64_t>(entry.name_bytes, kMaxBitmapNameBytes));
-    if (!file.ReadAt(HostOffset{at + kBitmapFixedBytes + entry.extra_data_bytes},
-                     absl::MakeSpan(name))
-             .ok()) {
-      break;
-    }
-    entry.name.assign(name.begin(), name.end());
-    at += entry.length_bytes;
-    entries.push_back(std::move(entry));
+  const uint64_t end = DirectoryEnd(file, fields);
+  while (entries.size() < std::min(fields.nb_bitmaps, kQemuMaxBitmaps)) {
+    std::optional<BitmapEntry> entry = ReadBitmapEntry(file, at, end);
+    if (!entry) break;
+    at += entry->length_bytes;
+    entries.push_back(*std::move(entry));
   }
   return entries;
 }

@@ -34,6 +34,12 @@ struct BitmapsPlace {
 // The extension that the bitmap pass judges.
 std::optional<BitmapsPlace> FindBitmapsExtension(const CheckState& state);
 
+// The entry at `at`, whatever is in it, if it ends at or before `end`.
+std::optional<BitmapEntry> ReadBitmapEntry(const ImageFile& file, uint64_t at, uint64_t end);
+
+// Where the directory ends, or the file.
+uint64_t DirectoryEnd(const ImageFile& file, const BitmapsExtension& fields);
+
 // The entries of the directory, from the first on, as far as they lie in it.
 std::vector<BitmapEntry> ReadBitmapDirectory(const ImageFile& file, const BitmapsExtension& fields);
 

@@ -109,6 +109,19 @@ std::optional<Guess> OnlyRightGuess(const CheckState& state, PlanBuilder& plan,
   return right;
 }
 
+bool WriteOnlyRightGuess(const CheckState& state, PlanBuilder& plan, const Finding& finding,
+                         std::vector<Guess> guesses) {
+  const std::optional<Guess> right = OnlyRightGuess(state, plan, std::move(guesses));
+  if (!right) return false;
+  PlanReason reason = ReasonFor(finding, right->evidence);
+  reason.action = RepairAction::kRelink;
+  reason.safety = RepairSafety::kLossless;
+  plan.Flush();
+  plan.Write(right->place_bytes, right->bytes, reason);
+  plan.Flush();
+  return true;
+}
+
 std::vector<uint64_t> OneBitAway(uint64_t value, int bits) {
   std::vector<uint64_t> values;
   for (int bit = 0; bit < bits; ++bit) values.push_back(value ^ uint64_t{1} << bit);

@@ -41,6 +41,10 @@ Guess FieldGuess(uint64_t place_bytes, int bytes, uint64_t value, int rank, std:
 std::optional<Guess> OnlyRightGuess(const CheckState& state, PlanBuilder& plan,
                                     std::vector<Guess> guesses);
 
+// Plans the right guess, if there is one, as a repair of the finding.
+bool WriteOnlyRightGuess(const CheckState& state, PlanBuilder& plan, const Finding& finding,
+                         std::vector<Guess> guesses);
+
 // What the value was before one of its `bits` lower bits was flipped.
 std::vector<uint64_t> OneBitAway(uint64_t value, int bits);
 

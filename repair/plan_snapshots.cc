@@ -113,15 +113,7 @@ const Finding* SnapshotPlanner::FirstOf(std::initializer_list<FindingCode> codes
 }
 
 bool SnapshotPlanner::WriteRight(const Finding& finding, std::vector<Guess> guesses) {
-  const std::optional<Guess> right = OnlyRightGuess(state_, plan_, std::move(guesses));
-  if (!right) return false;
-  PlanReason reason = ReasonFor(finding, right->evidence);
-  reason.action = RepairAction::kRelink;
-  reason.safety = RepairSafety::kLossless;
-  plan_.Flush();
-  plan_.Write(right->place_bytes, right->bytes, reason);
-  plan_.Flush();
-  return true;
+  return WriteOnlyRightGuess(state_, plan_, finding, std::move(guesses));
 }
 
 // The header says that there are none, but their table is there.
