@@ -97,7 +97,10 @@ absl::Status ApplyAll(WritableImageFile& image, const Plan& plan) {
 absl::Status ApplyStep(WritableImageFile& image, const PlanStep& step) {
   if (!step.grow_to_bytes && step.writes.empty()) return absl::OkStatus();
   if (step.grow_to_bytes && *step.grow_to_bytes > image.size_bytes()) {
-    const absl::Status status = image.Resize(*step.grow_to_bytes);
+    absl::Status status = image.Resize(*step.grow_to_bytes);
+    // On disk before the refcounts and pointers of what comes there: nothing must lead behind the
+    // end of the file.
+    if (status.ok()) status = image.Flush();
     if (!status.ok()) return status;
   }
   for (const PlannedWrite& write : step.writes) {

@@ -111,6 +111,8 @@ void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t 
 
 void PlanBuilder::GrowTo(uint64_t size_bytes) {
   if (size_bytes <= image_.size_bytes()) return;
+  // Pointers behind the end must be gone before there is something that they lead to.
+  if (!new_step_ && !steps_.back().grow_to_bytes) Flush();
   image_.Grow(size_bytes);
   CurrentStep().grow_to_bytes = size_bytes;
 }
