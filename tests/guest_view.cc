@@ -49,7 +49,8 @@ class Reader {
     return KindOfL2Entry(entry, *geometry_) != L2EntryKind::kUnallocated;
   }
 
-  // Calls visit(guest_offset, entry, bitmap) for each L2 entry in use that maps [0, end_bytes).
+  // Calls visit(table_offset, guest_offset, entry, bitmap) for each L2 entry in use that maps [0,
+  // end_bytes).
   template <typename Visit>
   void ForEachEntry(uint64_t l1_offset, uint64_t l1_entries, uint64_t end_bytes, Visit visit) {
     // Behind the end of the file there are only zeros.
@@ -118,7 +119,7 @@ class Reader {
       if (guest >= end_bytes || place >= image_.size()) return;
       const uint64_t entry = Word(place);
       const uint64_t bitmap = geometry_->extended_l2 ? Word(place + 8) : 0;
-      if (entry != 0 || bitmap != 0) visit(guest, entry, bitmap);
+      if (entry != 0 || bitmap != 0) visit(table, guest, entry, bitmap);
     }
   }
 
@@ -164,7 +165,8 @@ GuestView ReadMapping(Reader& reader, uint64_t l1_offset, uint64_t l1_entries, u
   const bool has_backing = reader.header().backing_file_offset != 0;
   std::vector<uint8_t> content;
   reader.ForEachEntry(
-      l1_offset, l1_entries, end_bytes, [&](uint64_t guest, uint64_t entry, uint64_t bitmap) {
+      l1_offset, l1_entries, end_bytes,
+      [&](uint64_t table, uint64_t guest, uint64_t entry, uint64_t bitmap) {
         const bool readable = reader.ReadCluster(guest, entry, bitmap, content);
         const bool whole = view.unit_bytes == content.size() || IsCompressed(entry);
         for (uint64_t at = 0; at < content.size() && guest + at < end_bytes;
@@ -178,7 +180,10 @@ GuestView ReadMapping(Reader& reader, uint64_t l1_offset, uint64_t l1_entries, u
             if (!mapped) continue;
             const uint64_t length = std::min(view.unit_bytes, end_bytes - guest - at);
             unit = UnitOf(absl::MakeSpan(content).subspan(at, length), has_backing);
-            if (unit.read == GuestRead::kData) unit.host_offset = reader.HostClusterOf(entry);
+            if (unit.read == GuestRead::kData) {
+              unit.host_offset = reader.HostClusterOf(entry);
+              unit.table_offset = table;
+            }
           }
           if (unit.read != GuestRead::kNothing) view.units[guest + at] = unit;
         }
@@ -248,8 +253,7 @@ std::vector<GuestView> ReadSnapshots(const ImageBytes& image) {
   return views;
 }
 
-ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRange>& lost,
-                         const std::set<uint64_t>& data_clusters) {
+ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRange>& lost) {
   ViewChanges changes;
   std::set<uint64_t> offsets;
   for (const GuestView* view : {&views.undamaged, &views.damaged, &views.repaired}) {
@@ -268,16 +272,18 @@ ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRang
     }
     if (now == was) continue;
     const bool zeros = now.read == GuestRead::kZeros || now.read == GuestRead::kNothing;
-    const bool was_right = before == was && was.read != GuestRead::kNothing;
+    const bool through_a_table =
+        before.read != GuestRead::kData || views.l2_tables.contains(before.table_offset);
+    const bool was_right = before == was && was.read != GuestRead::kNothing && through_a_table;
     if (!was_right && zeros && Covers(lost, offset)) {
       ++changes.lost;
       continue;
     }
-    const bool was_metadata = before != was && before.host_offset.has_value() &&
-                              !data_clusters.contains(*before.host_offset);
-    if (before != was && (now == before || now == views.with_true_l1.At(offset) || was_metadata)) {
-      continue;
-    }
+    const bool was_data =
+        !before.host_offset.has_value() || views.data_clusters.contains(*before.host_offset);
+    const bool may_change = before != was || !through_a_table;
+    const bool same_as_it_was = now == before || now == views.with_true_l1.At(offset);
+    if (may_change && (same_as_it_was || !was_data || !through_a_table)) continue;
     wrong[absl::StrFormat("read %s undamaged, %s before the repair and %s after it", Words(was),
                           before == was ? "the same" : Words(before), Words(now))]
         .push_back(offset);

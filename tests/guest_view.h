@@ -38,6 +38,7 @@ struct GuestUnit {
   GuestRead read = GuestRead::kNothing;
   uint64_t digest = 0;                       // of the data
   std::optional<uint64_t> host_offset = {};  // of the cluster that the data is in
+  uint64_t table_offset = 0;                 // of the L2 table that maps it
 
   friend bool operator==(const GuestUnit& a, const GuestUnit& b) {
     return a.read == b.read && a.digest == b.digest;
@@ -70,6 +71,9 @@ struct ViewsOfRepair {
   // finds that has proven these pointers.
   GuestView with_true_l1;
   GuestView repaired;
+  // Host offsets in the undamaged image.
+  std::set<uint64_t> data_clusters;
+  std::set<uint64_t> l2_tables;
 };
 struct ViewChanges {
   uint64_t units = 0;      // of the undamaged disk that are mapped
@@ -83,10 +87,10 @@ struct ViewChanges {
 // read as zeros if `lost` says so. Everything else is a violation: above all that something reads
 // otherwise that was right before.
 //
-// Left out: what the undamaged L1 table has no entries for; and what the damage made read bytes
-// outside of `data_clusters` (host offsets): metadata, which a repair changes.
-ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRange>& lost,
-                         const std::set<uint64_t>& data_clusters);
+// Left out: what the undamaged L1 table has no entries for; and what the damage made read through
+// something that never was an L2 table, or from something that never was data: such bytes mean
+// nothing, and those of metadata change with the repair.
+ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRange>& lost);
 
 }  // namespace qcow2check::testing
 

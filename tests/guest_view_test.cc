@@ -101,21 +101,26 @@ TEST(GuestView, DamagedEntries) {
 // A repair may give back and may list as lost; it may not change what was right.
 class CompareOneUnit : public ::testing::Test {
  protected:
-  static constexpr GuestUnit kOne = {GuestRead::kData, 1, 0x1000};
-  static constexpr GuestUnit kTwo = {GuestRead::kData, 2, 0x2000};
-  static constexpr GuestUnit kMetadata = {GuestRead::kData, 3, 0x3000};
-  static constexpr GuestUnit kError = {GuestRead::kError, 0, {}};
-  static constexpr GuestUnit kNothing = {GuestRead::kNothing, 0, {}};
+  static constexpr GuestUnit kOne = {GuestRead::kData, 1, 0x1000, 0x8000};
+  static constexpr GuestUnit kTwo = {GuestRead::kData, 2, 0x2000, 0x8000};
+  static constexpr GuestUnit kMetadata = {GuestRead::kData, 3, 0x3000, 0x8000};
+  static constexpr GuestUnit kByChance = {GuestRead::kData, 1, 0x1000, 0x4000};
+  static constexpr GuestUnit kError = {GuestRead::kError, 0, {}, 0};
+  static constexpr GuestUnit kNothing = {GuestRead::kNothing, 0, {}, 0};
 
   static GuestView ViewOfOne(GuestUnit unit) {
     GuestView view = {.opens = true, .unit_bytes = 512, .mapped_bytes = 4096, .units = {}};
     if (unit.read != GuestRead::kNothing) view.units[512] = unit;
     return view;
   }
+  static ViewsOfRepair Views(GuestUnit was, GuestUnit before, GuestUnit with_true_l1,
+                             GuestUnit now) {
+    return {ViewOfOne(was), ViewOfOne(before), ViewOfOne(with_true_l1),
+            ViewOfOne(now), {0x1000, 0x2000},  {0x8000}};
+  }
   static ViewChanges Compare(GuestUnit was, GuestUnit before, GuestUnit now,
                              const std::vector<GuestRange>& lost = {}) {
-    return CompareViews({ViewOfOne(was), ViewOfOne(before), ViewOfOne(before), ViewOfOne(now)},
-                        lost, {0x1000, 0x2000});
+    return CompareViews(Views(was, before, before, now), lost);
   }
 };
 
@@ -128,6 +133,7 @@ TEST_F(CompareOneUnit, Allowed) {
   EXPECT_EQ(Compare(kOne, kError, kNothing, {{0, 1024}}).lost, 1);
   EXPECT_EQ(Compare(kOne, kTwo, kTwo).violations, "");
   EXPECT_EQ(Compare(kOne, kMetadata, kTwo).violations, "");
+  EXPECT_EQ(Compare(kOne, kByChance, kNothing, {{0, 1024}}).violations, "");
 }
 
 TEST_F(CompareOneUnit, NotAllowed) {
@@ -142,9 +148,7 @@ TEST_F(CompareOneUnit, NotAllowed) {
 
 TEST_F(CompareOneUnit, DamageBehindDamage) {
   // The L1 entry was wrong, and so is the L2 entry that it should lead to.
-  const ViewsOfRepair views = {ViewOfOne(kOne), ViewOfOne(kError), ViewOfOne(kTwo),
-                               ViewOfOne(kTwo)};
-  EXPECT_EQ(CompareViews(views, {}, {0x1000, 0x2000}).violations, "");
+  EXPECT_EQ(CompareViews(Views(kOne, kError, kTwo, kTwo), {}).violations, "");
 }
 
 }  // namespace

@@ -67,6 +67,7 @@ class Survey {
   void AddL2(uint64_t offset) {
     const Geometry& geometry = places_.geometry;
     if (!AddTable(PlaceKind::kL2, offset, geometry.cluster_size())) return;
+    places_.l2_tables.insert(offset);
     const uint64_t step = geometry.l2_entry_bytes();
     for (uint64_t place = offset; place < offset + geometry.cluster_size(); place += step) {
       if (Word(place) != 0) {

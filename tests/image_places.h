@@ -41,6 +41,7 @@ struct ImagePlaces {
   std::vector<PlacedWord> words;          // of table entries, those that are not 0
   std::vector<PlacedTable> tables;        // each once, whoever shares it
   std::vector<uint64_t> refcount_blocks;  // by refcount table index; 0: none
+  std::set<uint64_t> l2_tables;
   // Host clusters, by offset, with data of the disk, of a snapshot or of its VM state.
   std::set<uint64_t> data_clusters;
   std::set<uint64_t> compressed_clusters;  // those of them that hold compressed data

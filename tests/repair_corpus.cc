@@ -180,11 +180,11 @@ std::vector<QemuRecipe> QemuRecipes() {
       {"1-bit refcounts", "refcount_bits=1", "64M", writes, false, more},
       {"64-bit refcounts", "refcount_bits=64,cluster_size=1k", "64M", writes, true, more},
       {"extended L2", "extended_l2=on", "64M", writes, true, more},
-      {"preallocated", "preallocation=metadata,cluster_size=8k", "16M", writes, false, more},
+      {"preallocated", "preallocation=metadata,cluster_size=8k", "8M", writes, false, more},
       {"lazy refcounts", "lazy_refcounts=on", "64M", writes, false, more},
       {"zlib",
        "cluster_size=16k",
-       "16M",
+       "8M",
        writes,
        false,
        {"write -c -P 5 4M 64k", "write -c -P 6 5M 16k"}},
@@ -213,7 +213,7 @@ CorpusImage Load(const std::string& name, const std::string& path) {
 }
 
 CorpusImage MakeQemuImageWithBitmaps() {
-  const DiskImage image("16M", "cluster_size=4k");
+  const DiskImage image("8M", "cluster_size=4k");
   for (const char* name : {"one", "two"}) {
     QemuImg({"bitmap", "--add", "-g", "4k", image.path(), name});
     image.Io({"write -P 7 0 128k", "write -P 8 3M 64k"});
@@ -246,18 +246,22 @@ CorpusImage MakeQemuImageWithDataFile() {
 
 ImageOptions RandomImageOptions(Dice& dice) { return RandomImage(dice).Make(); }
 
-CorpusImage MakeCorpusImage(uint64_t seed) {
-  Dice dice(seed);
-  const ImageOptions options = RandomImageOptions(dice);
-  BuiltImage built = BuildImage(options);
+CorpusImage CorpusImageOf(std::string name, const ImageOptions& options, const BuiltImage& built) {
   CorpusImage image;
-  image.name = absl::StrCat("seed ", seed, ": ", Describe(options));
-  image.bytes = std::move(built.bytes);
-  image.data_file = std::move(built.data_file_bytes);
+  image.name = std::move(name);
+  image.bytes = built.bytes;
+  image.data_file = built.data_file_bytes;
   image.has_backing = options.backing.has_value();
   image.encrypted = options.luks.has_value();
   image.places = PlacesOf(image.bytes);
   return image;
+}
+
+CorpusImage MakeCorpusImage(uint64_t seed) {
+  Dice dice(seed);
+  const ImageOptions options = RandomImageOptions(dice);
+  return CorpusImageOf(absl::StrCat("seed ", seed, ": ", Describe(options)), options,
+                       BuildImage(options));
 }
 
 std::vector<CorpusImage> MakeQemuImages() {

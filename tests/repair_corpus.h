@@ -35,6 +35,8 @@ struct CorpusImage {
 // Options for an image of any kind, small enough to make thousands.
 ImageOptions RandomImageOptions(Dice& dice);
 CorpusImage MakeCorpusImage(uint64_t seed);
+// An image of the builder. `options` are those that it was built with.
+CorpusImage CorpusImageOf(std::string name, const ImageOptions& options, const BuiltImage& built);
 // Images that QEMU's own tools made, one of each kind; needs qemu-img and qemu-io.
 std::vector<CorpusImage> MakeQemuImages();
 

@@ -271,8 +271,9 @@ class Promises {
     const std::vector<uint8_t> with_true_l1 = WithTrueL1();
     outcome_.disk = CompareViews(
         {ReadDisk(View(sound_.bytes), end), ReadDisk(View(damaged_), end),
-         ReadDisk(View(with_true_l1), end), ReadDisk(View(outcome_.repaired.bytes), end)},
-        lost, sound_.places.data_clusters);
+         ReadDisk(View(with_true_l1), end), ReadDisk(View(outcome_.repaired.bytes), end),
+         sound_.places.data_clusters, sound_.places.l2_tables},
+        lost);
     if (!outcome_.disk.violations.empty()) {
       Break("The guest reads what it read, or better", outcome_.disk.violations);
     }
@@ -289,8 +290,10 @@ class Promises {
       others.back().resize(std::max(others.back().size(), sound.size()));
     }
     for (size_t i = 0; i < sound.size(); ++i) {
-      const ViewChanges changes = CompareViews({sound[i], others[0][i], others[1][i], others[2][i]},
-                                               {{0, ~uint64_t{0}}}, sound_.places.data_clusters);
+      const ViewChanges changes =
+          CompareViews({sound[i], others[0][i], others[1][i], others[2][i],
+                        sound_.places.data_clusters, sound_.places.l2_tables},
+                       {{0, ~uint64_t{0}}});
       outcome_.snapshots.units += changes.units;
       outcome_.snapshots.readable += changes.readable;
       outcome_.snapshots.regained += changes.regained;
