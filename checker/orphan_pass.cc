@@ -105,6 +105,7 @@ class OrphanJudge {
   void FindOrphanL2Tables();
   absl::flat_hash_set<uint64_t> TablesOfDeletedSnapshots() const;
   void ReportOrphanL2Tables();
+  bool IsRefcountTable(absl::Span<const uint8_t> cluster) const;
   uint64_t ClustersMapped(absl::Span<const uint8_t> cluster) const;
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
@@ -321,6 +322,19 @@ void OrphanJudge::FindTornL2Tables() {
   }
 }
 
+// A refcount table looks like an L2 table without COPIED flags, but leads to refcounts.
+bool OrphanJudge::IsRefcountTable(absl::Span<const uint8_t> cluster) const {
+  std::vector<uint8_t> target(std::min(geometry_.cluster_size(), kMaxPieceBytes));
+  for (uint64_t at = 0; at < cluster.size(); at += 8) {
+    const uint64_t entry = Load64(&cluster[at]);
+    if (entry == 0) continue;
+    return IsAligned(entry, geometry_.cluster_size()) && entry < state_.file.size_bytes() &&
+           state_.file.ReadAt(HostOffset{entry}, absl::MakeSpan(target)).ok() &&
+           LooksLikeRefcounts(target, geometry_.refcount_order);
+  }
+  return false;
+}
+
 // The clusters that `cluster` maps if it is an L2 table of orphans; otherwise 0.
 uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster) const {
   const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
@@ -334,7 +348,7 @@ uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster) const {
     if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
     to_orphans += IsOrphan(EntryOffset(entry) >> geometry_.cluster_bits) ? 1 : 0;
   }
-  return to_orphans * 2 > scan.allocated ? scan.allocated : 0;
+  return to_orphans * 2 > scan.allocated && !IsRefcountTable(cluster) ? scan.allocated : 0;
 }
 
 void OrphanJudge::FindOrphanL2Tables() {

@@ -29,19 +29,6 @@ bool IsText(absl::Span<const uint8_t> bytes) {
   return length != 0 && static_cast<size_t>(printable) * 10 >= length * 9;
 }
 
-// Refcounts are small numbers; nearly all of the numbers of this width that are not 0 are <= 16.
-bool IsRefcounts(absl::Span<const uint8_t> bytes, int refcount_order) {
-  const uint64_t entries = bytes.size() * 8 >> refcount_order;
-  const uint64_t step = std::max<uint64_t>(1, entries / 65536);
-  uint64_t used = 0, small = 0;
-  for (uint64_t i = 0; i < entries; i += step) {
-    const uint64_t count = LoadRefcount(bytes.data(), i, refcount_order);
-    used += count != 0 ? 1 : 0;
-    small += count != 0 && count <= 16 ? 1 : 0;
-  }
-  return used >= kEnoughEntries && small * 20 >= used * 19;
-}
-
 }  // namespace
 
 TableScan ScanTable(absl::Span<const uint8_t> table, const Geometry& geometry,
@@ -93,6 +80,19 @@ bool IsNoTable(const TableScan& scan) {
          scan.repeated >= kEnoughEntries;
 }
 
+// Refcounts are small numbers; nearly all of the numbers of this width that are not 0 are <= 16.
+bool LooksLikeRefcounts(absl::Span<const uint8_t> bytes, int refcount_order) {
+  const uint64_t entries = bytes.size() * 8 >> refcount_order;
+  const uint64_t step = std::max<uint64_t>(1, entries / 65536);
+  uint64_t used = 0, small = 0;
+  for (uint64_t i = 0; i < entries; i += step) {
+    const uint64_t count = LoadRefcount(bytes.data(), i, refcount_order);
+    used += count != 0 ? 1 : 0;
+    small += count != 0 && count <= 16 ? 1 : 0;
+  }
+  return used >= kEnoughEntries && small * 20 >= used * 19;
+}
+
 std::string DescribeContent(absl::Span<const uint8_t> cluster, const Geometry& geometry) {
   if (std::all_of(cluster.begin(), cluster.end(), [](uint8_t byte) { return byte == 0; })) {
     return "zeros";
@@ -107,7 +107,7 @@ std::string DescribeContent(absl::Span<const uint8_t> cluster, const Geometry& g
   if (HasMagic(cluster, 0x438, "\x53\xef")) return "an ext2/3/4 file system";
   if (HasMagic(cluster, 0, "QFI\xfb")) return "a qcow2 header";
   if (IsText(cluster)) return "text";
-  if (IsRefcounts(cluster, geometry.refcount_order)) return "refcounts";
+  if (LooksLikeRefcounts(cluster, geometry.refcount_order)) return "refcounts";
   return "other data";
 }
 

@@ -29,6 +29,9 @@ TableScan ScanTable(absl::Span<const uint8_t> table, const Geometry& geometry, u
 // not be entries (malformed or absurd), or point to one and the same place.
 bool IsNoTable(const TableScan& scan);
 
+// Whether the cluster holds refcounts of this width: small numbers, hardly any others.
+bool LooksLikeRefcounts(absl::Span<const uint8_t> cluster, int refcount_order);
+
 // In words for a message: "refcounts", "text", "an ext2/3/4 file system", "other data".
 std::string DescribeContent(absl::Span<const uint8_t> cluster, const Geometry& geometry);
 

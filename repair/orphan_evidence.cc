@@ -168,6 +168,15 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
         *one_bit.begin(),
         absl::StrFormat("one flipped bit away from 0x%x, which is unreferenced", *one_bit.begin()));
   }
+  // A pointer far outside is one with a high bit too many, and leads to what is left without it.
+  const uint64_t offset_bits = EntryOffset(at.entry);
+  if (offset_bits / 64 >= state_.file.size_bytes()) {
+    const uint64_t without_top = offset_bits ^ (uint64_t{1} << (63 - __builtin_clzll(offset_bits)));
+    if (without_top != 0 && without_top < state_.file.size_bytes() &&
+        IsAligned(without_top, state_.geo().cluster_size())) {
+      return std::nullopt;
+    }
+  }
   if (state_.coverage.complete() && snapshots_are_known() && damaged_l2_entries_ == 1 &&
       damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 && one_bit.empty() &&
       state_.orphans.size() == 1) {

@@ -98,6 +98,7 @@ class EntryPlanner {
   void RelinkCollision(const Finding& finding);
   void RelinkZeroSlot();
   void RelinkLostTable(const Finding& finding);
+  bool OnlyOrphanTableMaps(uint64_t cluster_bytes) const;
   bool Decompresses(uint64_t entry) const;
   std::optional<uint64_t> FlipToCompressedData(uint64_t entry) const;
   bool PointsIntoFile(uint64_t entry) const {
@@ -299,9 +300,12 @@ void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
   }
   const uint64_t rounded = EntryOffset(at.entry) & ~(geometry_.cluster_size() - 1);
   const uint64_t cluster = rounded >> geometry_.cluster_bits;
-  if (rounded != 0 && BelongsToThisEntryAlone(at, rounded) && stored_.Get(cluster) != 0) {
+  const bool counted = cluster < state_.file_clusters && stored_.Get(cluster) != 0 &&
+                       (BelongsToThisEntryAlone(at, rounded) ||
+                        stored_.Get(cluster) >= state_.expected->Get(cluster));
+  if (rounded != 0 && counted) {
     Set(at, (at.entry & ~kOffsetMask & ~kStandardL2ReservedMask) | rounded,
-        absl::StrFormat("the cluster at 0x%x is in use, and by nobody else", rounded),
+        absl::StrFormat("the refcount of the cluster at 0x%x counts this entry", rounded),
         RepairAction::kRelink);
     return;
   }
@@ -396,17 +400,36 @@ void EntryPlanner::RelinkZeroSlot() {
   }
 }
 
-// The table may be lost, or only the pointer to it.
+// The table may be lost, or only the pointer to it. A cluster that the only unreferenced L2 table
+// maps as data is no table.
 void EntryPlanner::RelinkLostTable(const Finding& finding) {
-  if (finding.confidence != Confidence::kCertain || state_.findings.Has(FindingCode::kL1Lost)) {
-    return;
-  }
+  if (state_.findings.Has(FindingCode::kL1Lost)) return;
   const uint64_t table = finding.host_offset->bytes & ~(geometry_.cluster_size() - 1);
+  const bool certain = finding.confidence == Confidence::kCertain;
+  if (!certain && !OnlyOrphanTableMaps(table)) return;
   ForEachL1SlotTo(state_, plan_, table, finding.l1_index.value_or(0), [&](const L1Slot& slot) {
     if (!slot.active || !places_.MayChange(slot.place_bytes)) return;
-    Relink(FoundEntry{finding, slot.place_bytes, 0, slot.entry, 0, GuestOffset{}},
-           evidence_.ForL1Entry(slot.entry));
+    std::optional<Explanation> explanation = evidence_.ForL1Entry(slot.entry);
+    if (!explanation && !certain) {
+      const uint64_t found = evidence_.tables().front();
+      explanation = {
+          found, stored_.Get(found >> geometry_.cluster_bits) == 1,
+          absl::StrFormat("it leads to data of the unreferenced L2 table at 0x%x", found)};
+    }
+    Relink(FoundEntry{finding, slot.place_bytes, 0, slot.entry, 0, GuestOffset{}}, explanation);
   });
+}
+
+bool EntryPlanner::OnlyOrphanTableMaps(uint64_t cluster_bytes) const {
+  if (evidence_.tables().size() != 1) return false;
+  std::vector<uint8_t> bytes(std::min(geometry_.cluster_size(), kMaxPieceBytes));
+  const HostOffset table = {evidence_.tables().front()};
+  if (!plan_.image().ReadAt(table, absl::MakeSpan(bytes)).ok()) return false;
+  for (uint64_t at = 0; at < bytes.size(); at += geometry_.l2_entry_bytes()) {
+    const uint64_t entry = Load64(&bytes[at]);
+    if (!IsCompressed(entry) && EntryOffset(entry) == cluster_bytes) return true;
+  }
+  return false;
 }
 
 void EntryPlanner::PlanLost() {

@@ -92,7 +92,9 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
     const uint64_t entry = Load64(&(*table)[at]);
     const uint64_t offset = EntryOffset(entry);
     if (offset == 0) continue;
-    if (!ProvesToBeL2Table(state_, offset)) return false;
+    if (!ProvesToBeL2Table(state_, offset) || WasRefcountBlock(state_, plan_.image(), offset)) {
+      return false;
+    }
     const bool is_one = stored.Get(offset >> geometry_.cluster_bits) == 1;
     any_copied |= IsCopied(entry) && is_one;
   }

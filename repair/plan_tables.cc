@@ -161,7 +161,10 @@ SavedTable LostTablePlanner::Save(uint64_t table_bytes) const {
 void LostTablePlanner::Plan(const LostTable& lost) {
   Replacement replacement = {.lost = lost, .saved = Save(lost.offset_bytes)};
   ForEachL1SlotTo(state_, plan_, lost.offset_bytes, lost.l1_index, [&](const L1Slot& slot) {
-    if (!places_.MayChange(slot.place_bytes)) return;
+    // A table on its own L1 table: what overlaps there is this pointer itself.
+    const bool on_itself =
+        slot.place_bytes >> geometry_.cluster_bits == lost.offset_bytes >> geometry_.cluster_bits;
+    if (!places_.MayChange(slot.place_bytes) && !on_itself) return;
     replacement.slots.push_back(slot);
     replacement.users += slot.users;
   });

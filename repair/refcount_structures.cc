@@ -39,6 +39,11 @@ RefcountStructures::RefcountStructures(const CheckState& state, PlanBuilder& pla
 }
 
 bool RefcountStructures::TableIsUsable() const {
+  // None of its entries leads to refcounts: it is probably something else, and nothing to write to.
+  if (stored_.blocks().empty() && !ReadsAsZeros(plan_.image(), state_.header.refcount_table_offset,
+                                                state_.geo().cluster_size())) {
+    return false;
+  }
   if (all_new_ || state_.findings.Has(FindingCode::kRefcountTableInvalid)) return false;
   const int bits = state_.geo().cluster_bits;
   const uint64_t first = state_.header.refcount_table_offset >> bits;
