@@ -106,7 +106,7 @@ class OrphanJudge {
   absl::flat_hash_set<uint64_t> TablesOfDeletedSnapshots() const;
   void ReportOrphanL2Tables();
   bool IsRefcountTable(absl::Span<const uint8_t> cluster) const;
-  uint64_t ClustersMapped(absl::Span<const uint8_t> cluster) const;
+  uint64_t ClustersMapped(absl::Span<const uint8_t> cluster, uint64_t offset) const;
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
@@ -336,7 +336,7 @@ bool OrphanJudge::IsRefcountTable(absl::Span<const uint8_t> cluster) const {
 }
 
 // The clusters that `cluster` maps if it is an L2 table of orphans; otherwise 0.
-uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster) const {
+uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster, uint64_t offset) const {
   const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
   if (scan.allocated == 0 || scan.malformed != 0 || scan.outside != 0 || scan.repeated >= 2) {
     return 0;
@@ -346,6 +346,7 @@ uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster) const {
     const uint64_t entry = Load64(&cluster[at]);
     const L2EntryKind kind = KindOfL2Entry(entry, geometry_);
     if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
+    if (EntryOffset(entry) == offset) return 0;  // no table maps itself
     to_orphans += IsOrphan(EntryOffset(entry) >> geometry_.cluster_bits) ? 1 : 0;
   }
   return to_orphans * 2 > scan.allocated && !IsRefcountTable(cluster) ? scan.allocated : 0;
@@ -363,7 +364,7 @@ void OrphanJudge::FindOrphanL2Tables() {
       const uint64_t offset = (run.first_cluster + i) << geometry_.cluster_bits;
       // What orphans hold is no metadata of this image: a sector that cannot be read is no fault.
       if (!state_.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok()) continue;
-      const uint64_t mapped = ClustersMapped(cluster);
+      const uint64_t mapped = ClustersMapped(cluster, offset);
       if (mapped != 0) orphan_tables_.push_back({offset, mapped});
     }
   }

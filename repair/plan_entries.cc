@@ -377,8 +377,9 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
 // An L2 table that nothing references, no damaged pointer, and one slot of the L1 table that leads
 // nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
-  if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0 ||
-      !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
+  if (plan_.removes_evidence() || evidence_.tables().size() != 1 ||
+      evidence_.damaged_l1_entries() != 0 || !state_.coverage.complete() ||
+      !evidence_.snapshots_are_known()) {
     return;
   }
   const uint64_t needed = geometry_.l1_entries_needed();

@@ -92,7 +92,8 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
     const uint64_t entry = Load64(&(*table)[at]);
     const uint64_t offset = EntryOffset(entry);
     if (offset == 0) continue;
-    if (!ProvesToBeL2Table(state_, offset) || WasRefcountBlock(state_, plan_.image(), offset)) {
+    if (offset == offset_bytes || !ProvesToBeL2Table(state_, offset) ||
+        WasRefcountBlock(state_, plan_.image(), offset)) {
       return false;
     }
     const bool is_one = stored.Get(offset >> geometry_.cluster_bits) == 1;

@@ -164,7 +164,8 @@ void LostTablePlanner::Plan(const LostTable& lost) {
     // A table on its own L1 table: what overlaps there is this pointer itself.
     const bool on_itself =
         slot.place_bytes >> geometry_.cluster_bits == lost.offset_bytes >> geometry_.cluster_bits;
-    if (!places_.MayChange(slot.place_bytes) && !on_itself) return;
+    const bool needed = !slot.active || slot.l1_index < geometry_.l1_entries_needed();
+    if (!needed || (!places_.MayChange(slot.place_bytes) && !on_itself)) return;
     replacement.slots.push_back(slot);
     replacement.users += slot.users;
   });
