@@ -82,6 +82,49 @@ bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t 
   return false;
 }
 
+namespace {
+
+// Whether nearly every refcount that is not 0 is that of the walk, in some range of clusters.
+bool MirrorsRefcounts(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
+  constexpr uint64_t kEnough = 4;
+  constexpr uint64_t kRangesTried = 16;
+  const Geometry& geometry = state.geo();
+  std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
+  if (!image.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
+  const uint64_t entries = geometry.refcount_block_entries();
+  for (uint64_t range = 0; range < kRangesTried && range * entries < state.file_clusters; ++range) {
+    uint64_t used = 0, equal = 0;
+    for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
+      const uint64_t cluster = range * entries + i;
+      const uint64_t stored = LoadRefcount(bytes.data(), i, geometry.refcount_order);
+      const uint64_t expected = cluster < state.file_clusters ? state.expected->Get(cluster) : 0;
+      used += stored != 0 || expected != 0 ? 1 : 0;
+      equal += stored != 0 && stored == expected ? 1 : 0;
+    }
+    if (equal >= kEnough && equal * 10 >= used * 9) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+bool HoldsOldRefcounts(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
+  if (MirrorsRefcounts(state, image, offset_bytes)) return true;
+  std::vector<uint8_t> table(std::min(state.geo().cluster_size(), kMaxPieceBytes));
+  if (!image.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(table)).ok()) return false;
+  bool used = false;
+  for (size_t at = 0; at < table.size(); at += 8) {
+    const uint64_t entry = Load64(&table[at]);
+    if (entry == 0) continue;
+    if (!IsAligned(entry, state.geo().cluster_size()) || entry >= state.file.size_bytes() ||
+        !MirrorsRefcounts(state, image, entry)) {
+      return false;
+    }
+    used = true;
+  }
+  return used;
+}
+
 bool ActiveL1IsInDoubt(const CheckState& state) {
   const uint64_t size = state.geo().cluster_size();
   bool malformed = false;
@@ -136,6 +179,27 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
     default:
       return true;
   }
+}
+
+bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image) {
+  if (state.snapshots.empty()) return false;
+  for (const FindingCode code :
+       {FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotTooMany,
+        FindingCode::kSnapshotExtraTooLarge, FindingCode::kSnapshotL1Invalid,
+        FindingCode::kSnapshotSizeMismatch}) {
+    if (state.findings.Has(code)) return true;
+  }
+  for (const Finding& finding : state.findings.findings()) {
+    for (const Owner& owner : finding.owners) {
+      const bool of_snapshots = owner.structure == Structure::kSnapshotL1Table ||
+                                owner.structure == Structure::kSnapshotTable;
+      if (of_snapshots && finding.host_offset &&
+          IsInDoubt(state, image, owner, *finding.host_offset)) {
+        return true;
+      }
+    }
+  }
+  return false;
 }
 
 }  // namespace qcow2check

@@ -22,13 +22,15 @@ constexpr int kMostRounds = 2000;
 using Planner = void (*)(CheckState&, PlanBuilder&);
 
 // In the order in which repairs are safe. After the first that plans something, the image is
-// checked again and the first one's turn comes again. Pointers are set right before refcounts are
-// raised, so that only true references are counted; in the plan the raising comes first all the
-// same. Nothing is lowered before all else is done.
+// checked again and the first one's turn comes again. What is proven comes before what is given
+// up, and so do refcount structures, which tell what the orphans are. Pointers are set right
+// before refcounts are raised, so that only true references are counted; in the plan the raising
+// comes first all the same. Nothing is lowered before all else is done.
 constexpr std::array<Planner, 13> kRepairAll = {
-    PlanL1Table,     PlanSnapshots,   PlanBitmaps,          PlanProvenEntries,
-    PlanLostEntries, PlanLostTables,  PlanRaisedRefcounts,  PlanRefcountStructures,
-    PlanOwnClusters, PlanCopiedFlags, PlanLoweredRefcounts, PlanNoteWithdrawn,
+    PlanL1Table,       PlanSnapshots,          PlanBitmaps,
+    PlanProvenEntries, PlanRefcountStructures, PlanLostEntries,
+    PlanLostTables,    PlanRaisedRefcounts,    PlanOwnClusters,
+    PlanCopiedFlags,   PlanLoweredRefcounts,   PlanNoteWithdrawn,
     PlanFeatureBits,
 };
 // Without those that remove the only sign that orphans may be worth something.
@@ -193,6 +195,10 @@ std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
     if (unexplained && evidence == Evidence::kNotNeeded) return std::nullopt;
     DeclineTheRest(state, why_nothing, plan);
     Plan made = std::move(plan).Take();
+    // What was declined at first may have become possible later.
+    std::erase_if(made.declined, [&state](const DeclinedRepair& declined) {
+      return !state.findings.Has(declined.code);
+    });
     made.refused = why_nothing;
     made.remaining = TotalsOf(state);
     made.held_back = state.held_back;

@@ -77,7 +77,8 @@ class EntryPlanner {
         stored_(state, plan),
         evidence_(state, plan, stored_),
         places_(state),
-        l1_in_doubt_(ActiveL1IsInDoubt(state)) {
+        l1_in_doubt_(ActiveL1IsInDoubt(state)),
+        snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())) {
     for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
   }
 
@@ -131,6 +132,7 @@ class EntryPlanner {
   OrphanEvidence evidence_;
   SoundPlaces places_;
   const bool l1_in_doubt_;
+  const bool snapshots_in_doubt_;
   absl::flat_hash_set<uint64_t> decided_;              // places of entries
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
@@ -138,7 +140,7 @@ class EntryPlanner {
 
 template <typename Visit>
 void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit, bool relinks_only) const {
-  if (!finding.host_offset) return;
+  if (!finding.host_offset || (finding.snapshot && snapshots_in_doubt_)) return;
   const bool is_l1 = IsL1(finding);
   const uint64_t step = is_l1 ? 8 : geometry_.l2_entry_bytes();
   const uint64_t guest_step = is_l1 ? geometry_.l2_guest_bytes() : geometry_.cluster_size();
@@ -377,9 +379,8 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
 // An L2 table that nothing references, no damaged pointer, and one slot of the L1 table that leads
 // nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
-  if (plan_.removes_evidence() || evidence_.tables().size() != 1 ||
-      evidence_.damaged_l1_entries() != 0 || !state_.coverage.complete() ||
-      !evidence_.snapshots_are_known()) {
+  if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0 ||
+      !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
     return;
   }
   const uint64_t needed = geometry_.l1_entries_needed();

@@ -36,6 +36,7 @@ class L1Planner {
 
  private:
   bool LooksLost() const;
+  std::vector<OrphanRun> Unreferenced() const;
   bool IsL1Table(uint64_t offset_bytes);
   bool EntriesFit(absl::Span<const uint8_t> table) const;
   std::optional<std::vector<uint8_t>> ReadTable(uint64_t offset_bytes, uint64_t entries) const;
@@ -96,7 +97,8 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
         WasRefcountBlock(state_, plan_.image(), offset)) {
       return false;
     }
-    const bool is_one = stored.Get(offset >> geometry_.cluster_bits) == 1;
+    const bool is_one =
+        stored.blocks().empty() || stored.Get(offset >> geometry_.cluster_bits) == 1;
     any_copied |= IsCopied(entry) && is_one;
   }
   return any_copied;
@@ -112,13 +114,28 @@ bool L1Planner::LooksLost() const {
          state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_);
 }
 
+// Orphans; if there are no refcounts to tell them, every cluster that nothing references.
+std::vector<OrphanRun> L1Planner::Unreferenced() const {
+  if (!StoredRefcounts(state_, plan_).blocks().empty()) return state_.orphans;
+  std::vector<OrphanRun> runs;
+  for (uint64_t cluster = 1; cluster < state_.file_clusters; ++cluster) {
+    if (state_.expected->Get(cluster) != 0) continue;
+    if (!runs.empty() && runs.back().first_cluster + runs.back().clusters == cluster) {
+      ++runs.back().clusters;
+    } else {
+      runs.push_back({cluster, 1, 0});
+    }
+  }
+  return runs;
+}
+
 void L1Planner::FindTrueTable() {
-  if (state_.header.l1_size == 0 || state_.orphans.empty() || !LooksLost()) return;
+  if (state_.header.l1_size == 0 || !LooksLost()) return;
   const uint64_t size = geometry_.cluster_size();
   std::vector<uint64_t> candidates, one_bit;
   uint64_t left = kSearchBytes / size;
   std::vector<uint8_t> start(std::min<uint64_t>(size, 512));
-  for (const OrphanRun& run : state_.orphans) {
+  for (const OrphanRun& run : Unreferenced()) {
     for (uint64_t i = 0; i < run.clusters && left != 0; ++i, --left) {
       const uint64_t offset = (run.first_cluster + i) << geometry_.cluster_bits;
       if (!plan_.image().ReadAt(HostOffset{offset}, absl::MakeSpan(start)).ok()) continue;

@@ -34,6 +34,7 @@ class OwnClusterPlanner {
         geometry_(state.geo()),
         structures_(state, plan),
         places_(state),
+        snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())),
         copies_left_((state.file.size_bytes() + kExtraCopyBytes) >> state.geo().cluster_bits) {
     for (const L2Table& table : state.l2_tables) tables_[table.offset_bytes] = &table;
   }
@@ -60,6 +61,7 @@ class OwnClusterPlanner {
   const Geometry& geometry_;
   RefcountStructures structures_;
   SoundPlaces places_;
+  const bool snapshots_in_doubt_;
   uint64_t copies_left_;
   absl::flat_hash_map<uint64_t, const L2Table*> tables_;  // by offset
   absl::flat_hash_set<uint64_t> moved_entries_;
@@ -115,6 +117,7 @@ std::optional<uint64_t> OwnClusterPlanner::CopyCluster(uint64_t from_bytes, uint
 }
 
 void OwnClusterPlanner::MoveEntry(const Finding& finding, const Owner& owner, bool from_metadata) {
+  if (owner.snapshot && snapshots_in_doubt_) return;
   if (!owner.entry_offset || !places_.MayChange(owner.entry_offset->bytes) ||
       !moved_entries_.insert(owner.entry_offset->bytes).second)
     return;

@@ -2,6 +2,7 @@
 // the rest is proven waste.
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "repair/metadata_doubt.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
 #include "repair/stored_refcounts.h"
@@ -95,6 +96,25 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
   structures.Commit(reason);
 }
 
+namespace {
+
+// Old refcount structures are no loss, whatever else was lost.
+void FreeOldRefcounts(const CheckState& state, PlanBuilder& plan, StoredRefcounts& stored) {
+  constexpr uint64_t kMostLookedAt = 1024;
+  uint64_t left = kMostLookedAt;
+  for (const OrphanRun& run : state.orphans) {
+    for (uint64_t i = 0; i < run.clusters && left != 0; ++i, --left) {
+      const HostOffset place = state.geo().OffsetOf({run.first_cluster + i});
+      if (!HoldsOldRefcounts(state, plan.image(), place.bytes)) continue;
+      stored.Set(run.first_cluster + i, 1, 0,
+                 {FindingCode::kLeakedCluster, place, RepairAction::kLowerRefcount,
+                  RepairSafety::kLossless, "it holds nothing but old refcounts of this image"});
+    }
+  }
+}
+
+}  // namespace
+
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!state.refcounts_readable) return;
   const bool nothing_lost = state.coverage.complete() && state.held_back.clusters == 0;
@@ -103,6 +123,7 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   StoredRefcounts stored(state, plan);
   plan.EndRefcountsFirst();
   plan.Flush();
+  if (plan.options().mode == RepairMode::kAll) FreeOldRefcounts(state, plan, stored);
   for (const Finding& finding : state.findings.findings()) {
     std::string why;
     switch (finding.code) {

@@ -46,6 +46,7 @@ class LostTablePlanner {
         structures_(state, plan),
         evidence_(state, plan, structures_.stored()),
         places_(state),
+        snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())),
         zeros_(state, plan) {}
 
   void Run();
@@ -72,6 +73,7 @@ class LostTablePlanner {
   RefcountStructures structures_;
   OrphanEvidence evidence_;
   SoundPlaces places_;
+  const bool snapshots_in_doubt_;
   ZeroEntries zeros_;
   std::vector<Replacement> replacements_;
 };
@@ -164,6 +166,7 @@ void LostTablePlanner::Plan(const LostTable& lost) {
     // A table on its own L1 table: what overlaps there is this pointer itself.
     const bool on_itself =
         slot.place_bytes >> geometry_.cluster_bits == lost.offset_bytes >> geometry_.cluster_bits;
+    if (!slot.active && snapshots_in_doubt_) return;
     const bool needed = !slot.active || slot.l1_index < geometry_.l1_entries_needed();
     if (!needed || (!places_.MayChange(slot.place_bytes) && !on_itself)) return;
     replacement.slots.push_back(slot);

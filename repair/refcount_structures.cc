@@ -40,8 +40,9 @@ RefcountStructures::RefcountStructures(const CheckState& state, PlanBuilder& pla
 
 bool RefcountStructures::TableIsUsable() const {
   // None of its entries leads to refcounts: it is probably something else, and nothing to write to.
-  if (stored_.blocks().empty() && !ReadsAsZeros(plan_.image(), state_.header.refcount_table_offset,
-                                                state_.geo().cluster_size())) {
+  if (stored_.blocks().empty() &&
+      (state_.findings.Has(FindingCode::kRefcountTableEntryReservedBits) ||
+       state_.findings.Has(FindingCode::kRefcountBlockMisaligned))) {
     return false;
   }
   if (all_new_ || state_.findings.Has(FindingCode::kRefcountTableInvalid)) return false;
@@ -211,6 +212,17 @@ void RefcountStructures::Free(uint64_t begin_bytes, uint64_t end_bytes, const Pl
   plan_.Flush();
 }
 
+// References from blocks that get a new place.
+uint64_t RefcountStructures::ReplacedAt(uint64_t cluster) const {
+  if (all_new_) return 0;
+  const uint64_t offset = cluster << state_.geo().cluster_bits;
+  return static_cast<uint64_t>(
+      std::count_if(state_.refcount_blocks.begin(), state_.refcount_blocks.end(),
+                    [&](const RefcountBlock& block) {
+                      return block.offset_bytes == offset && !stored_.BlockAt(block.table_index);
+                    }));
+}
+
 // With another width all of the old table and its blocks is free as soon as the new ones count.
 bool RefcountStructures::IsReplaced(uint64_t cluster) const {
   if (!all_new_ || state_.expected->Get(cluster) != 1) return false;
@@ -227,7 +239,8 @@ uint64_t RefcountStructures::CountFor(uint64_t cluster, uint64_t stored, bool tr
   if (const auto taken = space_.taken().find(cluster); taken != space_.taken().end()) {
     return taken->second;
   }
-  const uint64_t expected = cluster <= state_.file_clusters ? state_.expected->Get(cluster) : 0;
+  const uint64_t counted = cluster <= state_.file_clusters ? state_.expected->Get(cluster) : 0;
+  const uint64_t expected = counted - std::min(counted, ReplacedAt(cluster));
   if (expected == 1 && IsReplaced(cluster)) return 0;
   if (expected != 0) return trusted ? std::max(expected, stored) : expected;
   if (trusted) return stored;

@@ -51,6 +51,7 @@ class RefcountStructures {
   bool PlaceBlocks(const PlanReason& reason);
   void WriteBlock(uint64_t table_index, uint64_t cluster, const PlanReason& reason);
   uint64_t CountFor(uint64_t cluster, uint64_t stored, bool trusted) const;
+  uint64_t ReplacedAt(uint64_t cluster) const;
   bool IsReplaced(uint64_t cluster) const;
   void SwitchTable(const PlanReason& reason);
   void SwitchEntries(const PlanReason& reason);
