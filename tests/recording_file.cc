@@ -113,6 +113,13 @@ void RecordedDisk::Replay(const Event& event, Bytes& bytes) {
   }
 }
 
+bool RecordedDisk::IsAtFlush(size_t count) const {
+  const auto is_flush = [&](size_t i) {
+    return i < events_.size() && events_[i].kind == Event::kFlush;
+  };
+  return is_flush(count) || (count > 0 && is_flush(count - 1));
+}
+
 DiskState RecordedDisk::Killed(size_t count) const {
   DiskState state = initial_;
   for (size_t i = 0; i < count; ++i) Replay(events_[i], state[events_[i].file]);

@@ -77,6 +77,8 @@ class RecordedDisk {
 
   // How many writes, resizes, discards and flushes there were.
   size_t events() const { return events_.size(); }
+  // Whether the first `count` of them end with a flush, or a flush comes next.
+  bool IsAtFlush(size_t count) const;
   // The disk after the first `count` of them, if the program is killed there.
   DiskState Killed(size_t count) const;
   // The same if it is killed inside the last one, a write, each time one sector further. Nothing if
