@@ -77,7 +77,7 @@ bool IsLeftFromBuilding(FindingCode code) {
   const FindingCodeInfo& info = InfoOf(code);
   return info.tally == Tally::kNothing || info.tally == Tally::kLeaks ||
          code == FindingCode::kOrphanL2Table || code == FindingCode::kL1Lost ||
-         code == FindingCode::kTornL2Table;
+         code == FindingCode::kL2TableLost || code == FindingCode::kL2TableTorn;
 }
 
 // A repair that was not cut off, and what it is measured by.
