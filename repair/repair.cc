@@ -29,6 +29,13 @@ class PlanIndex {
     for (const DeclinedRepair& declined : plan.declined) {
       declined_[declined.code].push_back(&declined);
     }
+    // Those about all findings of a code come first, the others by place.
+    for (auto& [code, rows] : declined_) {
+      std::sort(rows.begin(), rows.end(), [](const DeclinedRepair* a, const DeclinedRepair* b) {
+        return a->host_offset.value_or(HostOffset{0}).bytes + (a->host_offset ? 1 : 0) <
+               b->host_offset.value_or(HostOffset{0}).bytes + (b->host_offset ? 1 : 0);
+      });
+    }
   }
 
   bool IsPlanned(const Finding& finding) const {
@@ -52,10 +59,12 @@ class PlanIndex {
     const auto rows = declined_.find(finding.code);
     if (rows == declined_.end()) return nullptr;
     const Extent place = PlaceOf(finding);
-    for (const DeclinedRepair* row : rows->second) {
-      const uint64_t offset = row->host_offset.value_or(HostOffset{place.begin_bytes}).bytes;
-      if (place.begin_bytes <= offset && offset < place.end_bytes) return row;
-    }
+    if (!rows->second.front()->host_offset) return rows->second.front();
+    const auto first = std::lower_bound(
+        rows->second.begin(), rows->second.end(), place.begin_bytes,
+        [](const DeclinedRepair* row, uint64_t begin) { return row->host_offset->bytes < begin; });
+    if (first != rows->second.end() && (*first)->host_offset->bytes < place.end_bytes)
+      return *first;
     return nullptr;
   }
 
