@@ -185,7 +185,9 @@ class WholeRepair {
       return absl::StrCat("guest offset ", *offset, " reads otherwise");
     }
     // What a refcount table that leads anywhere claims of the bytes that the repair adds is no use.
-    const uint64_t clusters = damaged_.size() / ClusterSize();
+    uint64_t clusters = damaged_.size() / ClusterSize();
+    // Where even the header has no refcount, none of them protects anything.
+    if (unprotected_.contains(0)) clusters = 0;
     for (const auto& [cluster, refcount] : UnprotectedClusters(state[kImage])) {
       if (cluster >= clusters) continue;
       const auto before = unprotected_.find(cluster);
