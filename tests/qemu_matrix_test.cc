@@ -396,10 +396,6 @@ TEST(CheckNeverWrites, DamagedImage) {
   image.Zero(0x20000, 64);
   ExpectUntouched(image, {});
   ExpectUntouched(image, {"-U"});
-  // Asking for a repair that this version does not have changes nothing, either.
-  const std::vector<uint8_t> bytes = ReadFile(image.path());
-  EXPECT_EQ(RunCommand({QCOW2CHECK_PROGRAM, "-r", "all", image.path()}).exit_code, 1);
-  EXPECT_EQ(ReadFile(image.path()), bytes);
 }
 
 }  // namespace
