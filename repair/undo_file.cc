@@ -93,9 +93,7 @@ absl::StatusOr<UndoFile> CreateUndoFile(const UndoFileName& name, int image_fd) 
     status = file.status();
     if (name.chosen_path || !absl::IsAlreadyExists(status)) break;
   }
-  return absl::Status(
-      status.code(),
-      absl::StrCat("cannot make the undo file, so nothing was changed: ", status.message()));
+  return absl::Status(status.code(), absl::StrCat("cannot make the undo file: ", status.message()));
 }
 
 absl::Status RemoveUndoFile(const std::string& path) {
