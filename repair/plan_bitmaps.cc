@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "common/byte_order.h"
@@ -18,6 +19,7 @@
 #include "repair/bitmap_guesses.h"
 #include "repair/bitmap_writer.h"
 #include "repair/guess.h"
+#include "repair/metadata_doubt.h"
 #include "repair/planners.h"
 
 namespace qcow2check {
@@ -59,6 +61,7 @@ class BitmapPlanner {
   void DropDuplicates();
   void GiveWay();
   bool GiveWayWithData();
+  bool IsOfOthers(const Finding& finding) const;
 
   CheckState& state_;
   PlanBuilder& plan_;
@@ -330,35 +333,60 @@ void BitmapPlanner::GiveWay() {
 
 // Bitmap data in a cluster that is something else, too: what is in it is no bitmap.
 bool BitmapPlanner::GiveWayWithData() {
-  absl::flat_hash_set<uint64_t> shared;
-  const Finding* why = nullptr;
+  absl::flat_hash_map<uint64_t, const Finding*> shared;
   for (const Finding& finding : state_.findings.findings()) {
     if (finding.code != FindingCode::kMetadataOverlap &&
         finding.code != FindingCode::kDataOnMetadata) {
       continue;
     }
-    const bool has_bitmap_data =
-        std::any_of(finding.owners.begin(), finding.owners.end(),
-                    [](const Owner& owner) { return owner.structure == Structure::kBitmapData; });
-    if (!has_bitmap_data) continue;
-    shared.insert(finding.host_offset->bytes);
-    why = &finding;
+    for (const Owner& owner : finding.owners) {
+      if (owner.structure == Structure::kBitmapData) shared[finding.host_offset->bytes] = &finding;
+    }
   }
-  if (why == nullptr) return false;
+  if (shared.empty()) return false;
   const uint64_t before = plan_.writes();
-  plan_.ExpectLosses();
   for (const BitmapEntry& bitmap : state_.bitmaps) {
-    std::vector<uint64_t> places;
     if (!OwnsTable(bitmap)) continue;
+    std::vector<uint64_t> places;
+    const Finding* why = nullptr;
     ForEachTableEntry(plan_.image(), bitmap.table_offset, bitmap.table_entries,
                       [&](uint64_t index, uint64_t entry) {
-                        if (shared.contains(EntryOffset(entry))) {
-                          places.push_back(bitmap.table_offset + index * 8);
-                        }
+                        const auto found = shared.find(EntryOffset(entry));
+                        if (found == shared.end()) return;
+                        places.push_back(bitmap.table_offset + index * 8);
+                        why = found->second;
                       });
-    if (!places.empty()) GiveUpEntries(*why, bitmap, places);
+    if (places.empty()) continue;
+    if (places.size() == 1 && IsOfOthers(*why)) {
+      uint8_t entry[8];
+      if (plan_.image().ReadAt(HostOffset{places.front()}, entry).ok() &&
+          WriteRight(*why, guesses_.ForTableEntry(places.front(), Load64(entry)))) {
+        return true;
+      }
+    }
+    plan_.ExpectLosses();
+    GiveUpEntries(*why, bitmap, places);
   }
   return plan_.writes() != before;
+}
+
+// Whether all others who use the cluster are what should be there.
+bool BitmapPlanner::IsOfOthers(const Finding& finding) const {
+  if (finding.code != FindingCode::kMetadataOverlap) return false;
+  const bool good_directory =
+      !entries_.empty() && std::all_of(entries_.begin(), entries_.end(), [this](const auto& entry) {
+        return IsPlausible(entry, plan_.image(), geometry_);
+      });
+  uint64_t data = 0;
+  for (const Owner& owner : finding.owners) {
+    const bool is_data = owner.structure == Structure::kBitmapData;
+    data += is_data ? 1 : 0;
+    const bool is_good = is_data ||
+                         (owner.structure == Structure::kBitmapDirectory && good_directory) ||
+                         !IsInDoubt(state_, plan_.image(), owner, *finding.host_offset);
+    if (!is_good) return false;
+  }
+  return data == 1;
 }
 
 }  // namespace

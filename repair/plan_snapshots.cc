@@ -31,6 +31,10 @@ constexpr uint64_t kL1SizeField = 8;
 constexpr uint64_t kIdSizeField = 12;
 constexpr uint64_t kNameSizeField = 14;
 constexpr uint64_t kExtraSizeField = 36;
+constexpr uint64_t kVmStateSizeField = 40;
+constexpr uint64_t kDiskSizeField = 48;
+// Of id and name together, where their lengths are looked for.
+constexpr uint64_t kMostTextBytes = 4096;
 // Snapshots whose L1 tables are looked for; each costs checks.
 constexpr size_t kMostSearched = 8;
 
@@ -74,10 +78,14 @@ class SnapshotPlanner {
   const Finding* SuspicionAboutTable() const;
   void GuessTableOffset(std::vector<Guess>& guesses) const;
   void GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& guesses) const;
+  uint64_t TextBytes(uint64_t text_at) const;
   bool RestoreL1Tables();
-  bool SizeMayBeWrong(uint64_t snapshot) const;
+  bool HasFinding(uint64_t snapshot, FindingCode code) const;
+  bool HasGoodL1(uint64_t snapshot, const Finding& finding) const;
   const Finding* SuspicionAbout(uint64_t snapshot) const;
-  std::vector<Guess> GuessNearL1(const SnapshotEntry& entry, bool size_may_be_wrong) const;
+  std::vector<Guess> GuessNearL1(uint64_t snapshot) const;
+  void GuessSizes(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
+  bool IsInFile(uint64_t offset, uint64_t entries) const;
   void GuessUnreferencedL1(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
   bool IsL1(uint64_t offset, uint64_t entries) const;
   bool IsL2(uint64_t offset) const;
@@ -220,11 +228,27 @@ void SnapshotPlanner::GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& g
   for (const uint64_t value : OneBitAway(Load32(&fixed[kExtraSizeField]), 32)) {
     add_if_entries(kExtraSizeField, 4, value);
   }
-  for (const uint64_t field : {kIdSizeField, kNameSizeField}) {
+  const uint64_t text_bytes =
+      TextBytes(entry_at + kSnapshotFixedBytes + Load32(&fixed[kExtraSizeField]));
+  for (const auto& [field, other] :
+       {std::pair(kIdSizeField, kNameSizeField), std::pair(kNameSizeField, kIdSizeField)}) {
+    const uint64_t other_bytes = Load16(&fixed[other]);
+    if (other_bytes < text_bytes) add_if_entries(field, 2, text_bytes - other_bytes);
     for (const uint64_t value : OneBitAway(Load16(&fixed[field]), 16)) {
       add_if_entries(field, 2, value);
     }
   }
+}
+
+// The length of id and name together: up to the padding, or to the next entry, which both start
+// with a 0.
+uint64_t SnapshotPlanner::TextBytes(uint64_t text_at) const {
+  std::vector<uint8_t> text(kMostTextBytes);
+  if (text_at >= state_.file.size_bytes() ||
+      !plan_.image().ReadAt(HostOffset{text_at}, absl::MakeSpan(text)).ok()) {
+    return 0;
+  }
+  return static_cast<uint64_t>(std::find(text.begin(), text.end(), 0) - text.begin());
 }
 
 // Why the L1 table of a snapshot may not be its own; nullptr if nothing says so.
@@ -256,29 +280,58 @@ const Finding* SnapshotPlanner::SuspicionAbout(uint64_t snapshot) const {
   return nullptr;
 }
 
-bool SnapshotPlanner::SizeMayBeWrong(uint64_t snapshot) const {
+bool SnapshotPlanner::HasFinding(uint64_t snapshot, FindingCode code) const {
   const std::vector<Finding>& findings = state_.findings.findings();
   return std::any_of(findings.begin(), findings.end(), [&](const Finding& finding) {
-    return finding.snapshot == snapshot && (finding.code == FindingCode::kSnapshotL1Invalid ||
-                                            finding.code == FindingCode::kSnapshotSizeMismatch);
+    return finding.snapshot == snapshot && finding.code == code;
   });
 }
 
-// A flipped bit says which snapshot it was. Where only unreferenced L1 tables are left to compare,
-// they must not fit another damaged snapshot as well.
+// Whether the snapshot's L1 table is one, so that what is wrong with it must be elsewhere.
+bool SnapshotPlanner::HasGoodL1(uint64_t snapshot, const Finding& finding) const {
+  const SnapshotEntry& entry = entries_[snapshot];
+  if (HasFinding(snapshot, FindingCode::kSnapshotL1Invalid) ||
+      HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch) ||
+      finding.code == FindingCode::kRefcountTooLow) {
+    return false;
+  }
+  return IsL1(entry.l1_table_offset, entry.l1_size) ||
+         (finding.code == FindingCode::kMetadataOverlap && entry.l1_size != 0 &&
+          ReadsAsZeros(plan_.image(), entry.l1_table_offset, uint64_t{entry.l1_size} * 8));
+}
+
+// A flipped bit says which snapshot it was, unless two snapshots are that near to one table. Where
+// only unreferenced L1 tables are left to compare, they must not fit another damaged snapshot as
+// well.
 bool SnapshotPlanner::RestoreL1Tables() {
+  // A damaged entry of the active L1 table can lead to a snapshot's, and make that look wrong.
+  for (const Finding& finding : state_.findings.findings()) {
+    if (finding.structure == Structure::kL1Table && finding.code != FindingCode::kCopiedWrong &&
+        InfoOf(finding.code).tally == Tally::kCorruptions) {
+      return false;
+    }
+  }
   std::vector<Guess> among_all;
+  std::vector<std::pair<const Finding*, Guess>> right;
   const Finding* first = nullptr;
   size_t searched = 0;
   for (uint64_t i = 0; i < entries_.size() && searched < kMostSearched; ++i) {
     const Finding* finding = SuspicionAbout(i);
-    if (finding == nullptr) continue;
+    if (finding == nullptr || HasGoodL1(i, *finding)) continue;
     ++searched;
-    if (WriteRight(*finding, GuessNearL1(entries_[i], SizeMayBeWrong(i)))) return true;
+    std::optional<Guess> guess = OnlyRightGuess(state_, plan_, GuessNearL1(i));
+    if (guess) right.push_back({finding, *std::move(guess)});
     if (first == nullptr) first = finding;
     GuessUnreferencedL1(entries_[i], among_all);
   }
-  return first != nullptr && WriteRight(*first, std::move(among_all));
+  for (const auto& [finding, guess] : right) {
+    const auto same = std::count_if(right.begin(), right.end(), [&](const auto& other) {
+      return other.second.bytes == guess.bytes;
+    });
+    const bool is_offset = guess.bytes.size() == 8;
+    if (!is_offset || same == 1) return WriteRight(*finding, {guess});
+  }
+  return first != nullptr && right.empty() && WriteRight(*first, std::move(among_all));
 }
 
 Guess L1OffsetGuess(const SnapshotEntry& entry, uint64_t offset, int rank, absl::string_view what) {
@@ -288,37 +341,88 @@ Guess L1OffsetGuess(const SnapshotEntry& entry, uint64_t offset, int rank, absl:
                       what));
 }
 
-std::vector<Guess> SnapshotPlanner::GuessNearL1(const SnapshotEntry& entry,
-                                                bool size_may_be_wrong) const {
+// The fields of the entry that say where the L1 table is, how long it is, and how long it must be.
+std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
+  const SnapshotEntry& entry = entries_[snapshot];
+  const Geometry& geometry = state_.geo();
   std::vector<Guess> guesses;
+  const uint64_t needed = L1EntriesNeeded(entry, geometry);
   const auto add_size = [&](uint64_t entries, int rank) {
-    if (entries == 0 || entries > kQemuMaxL1Entries ||
-        SaturatingAdd(entry.l1_table_offset, entries * 8) > state_.file.size_bytes()) {
-      return;
-    }
+    const uint64_t offset = entry.l1_table_offset;
+    if (!IsInFile(offset, entries)) return;
+    const bool used = IsL1(offset, entries);
+    if (!used && !ReadsAsZeros(plan_.image(), offset, entries * 8)) return;
     guesses.push_back(
         FieldGuess(entry.offset_bytes + kL1SizeField, 4, entries, rank,
                    absl::StrFormat("the snapshot's L1 table has %d entries", entries)));
-    guesses.back().needed = Proof::kFewerCorruptions;
+    guesses.back().needed = used ? Proof::kFewerCorruptions : Proof::kAllAgrees;
   };
-  if (size_may_be_wrong) {
-    add_size(L1EntriesNeeded(entry, state_.geo()), 0);
-    for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) add_size(entries, 1);
+  add_size(needed, 0);
+  if (HasFinding(snapshot, FindingCode::kSnapshotL1Invalid)) {
+    for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) {
+      if (entries > needed) add_size(entries, 1);
+    }
   }
+  if (HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch)) GuessSizes(entry, guesses);
   for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
     if (orphans_.Contain(offset, uint64_t{entry.l1_size} * 8)) {
       guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
+    } else if (IsInFile(offset, entry.l1_size) &&
+               (IsL1(offset, entry.l1_size) ||
+                ReadsAsZeros(plan_.image(), offset, uint64_t{entry.l1_size} * 8))) {
+      guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
+      guesses.back().needed = Proof::kAllAgrees;
     }
   }
   return guesses;
 }
 
+// One bit makes the disk, or the VM state, larger than anything the L1 table could map.
+void SnapshotPlanner::GuessSizes(const SnapshotEntry& entry, std::vector<Guess>& guesses) const {
+  const uint64_t mapped = SaturatingMultiply(entry.l1_size, state_.geo().l2_guest_bytes());
+  const auto add_if_mapped = [&](const SnapshotEntry& other, uint64_t field, uint64_t size,
+                                 uint64_t old_size) {
+    if (size > old_size || old_size - size <= mapped ||
+        L1EntriesNeeded(other, state_.geo()) > entry.l1_size) {
+      return;
+    }
+    guesses.push_back(FieldGuess(entry.offset_bytes + field, 8, size, 1,
+                                 "with this size, one flipped bit away, the snapshot's L1 table "
+                                 "maps the disk and the VM state"));
+    guesses.back().needed = Proof::kFewerCorruptions;
+  };
+  SnapshotEntry other = entry;
+  for (const uint64_t size : OneBitAway(entry.disk_size.value_or(0), 64)) {
+    if (!entry.disk_size || size == 0 || !IsAligned(size, kSectorBytes)) continue;
+    other.disk_size = size;
+    add_if_mapped(other, kDiskSizeField, size, *entry.disk_size);
+  }
+  other = entry;
+  for (const uint64_t size : OneBitAway(entry.vm_state_size_64.value_or(0), 64)) {
+    if (!entry.vm_state_size_64) continue;
+    other.vm_state_size_64 = size;
+    add_if_mapped(other, kVmStateSizeField, size, *entry.vm_state_size_64);
+  }
+}
+
+bool SnapshotPlanner::IsInFile(uint64_t offset, uint64_t entries) const {
+  return offset != 0 && IsAligned(offset, state_.geo().cluster_size()) && entries != 0 &&
+         entries <= kQemuMaxL1Entries &&
+         SaturatingAdd(offset, entries * 8) <= state_.file.size_bytes();
+}
+
 void SnapshotPlanner::GuessUnreferencedL1(const SnapshotEntry& entry,
                                           std::vector<Guess>& guesses) const {
+  const uint64_t length = uint64_t{entry.l1_size} * 8;
   for (const uint64_t offset : orphans_.Offsets()) {
-    if (!orphans_.Contain(offset, uint64_t{entry.l1_size} * 8) || !IsL1(offset, entry.l1_size))
-      continue;
-    guesses.push_back(L1OffsetGuess(entry, offset, 2, "the only one that fits"));
+    if (!orphans_.Contain(offset, length)) continue;
+    if (IsL1(offset, entry.l1_size)) {
+      guesses.push_back(L1OffsetGuess(entry, offset, 2, "the only one that fits"));
+    } else if (ReadsAsZeros(plan_.image(), offset, length)) {
+      guesses.push_back(
+          L1OffsetGuess(entry, offset, 3, "the only one that fits, of an empty disk"));
+      guesses.back().needed = Proof::kAllAgrees;
+    }
   }
 }
 
