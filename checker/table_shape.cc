@@ -111,12 +111,13 @@ std::string DescribeContent(absl::Span<const uint8_t> cluster, const Geometry& g
   return "other data";
 }
 
-bool ProvesToBeL2Table(CheckState& state, uint64_t offset) {
+bool ProvesToBeL2Table(CheckState& state, uint64_t offset, bool may_be_cut_off) {
   const Geometry& geometry = state.geo();
   std::vector<uint8_t> cluster(std::min(geometry.cluster_size(), kMaxPieceBytes));
   if (!state.Read(HostOffset{offset}, absl::MakeSpan(cluster), Structure::kL2Table)) return false;
   const TableScan scan = ScanTable(cluster, geometry, state.file.size_bytes());
-  return scan.allocated != 0 && scan.malformed == 0 && scan.outside == 0 &&
+  return scan.allocated != 0 && scan.malformed == 0 &&
+         (scan.outside == 0 || (may_be_cut_off && scan.outside * 2 < scan.allocated)) &&
          scan.repeated < kEnoughEntries;
 }
 

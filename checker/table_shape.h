@@ -36,8 +36,9 @@ bool LooksLikeRefcounts(absl::Span<const uint8_t> cluster, int refcount_order);
 std::string DescribeContent(absl::Span<const uint8_t> cluster, const Geometry& geometry);
 
 // Reads the cluster at `offset` (cluster aligned, in the file) and says whether it is beyond
-// doubt an L2 table: something is mapped, and every entry could be right.
-bool ProvesToBeL2Table(CheckState& state, uint64_t offset);
+// doubt an L2 table: something is mapped, and every entry could be right. With `may_be_cut_off`,
+// less than half of them may lead behind the end of the file.
+bool ProvesToBeL2Table(CheckState& state, uint64_t offset, bool may_be_cut_off = false);
 
 }  // namespace qcow2check
 

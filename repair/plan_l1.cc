@@ -93,7 +93,7 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
     const uint64_t entry = Load64(&(*table)[at]);
     const uint64_t offset = EntryOffset(entry);
     if (offset == 0) continue;
-    if (offset == offset_bytes || !ProvesToBeL2Table(state_, offset) ||
+    if (offset == offset_bytes || !ProvesToBeL2Table(state_, offset, true) ||
         WasRefcountBlock(state_, plan_.image(), offset)) {
       return false;
     }
