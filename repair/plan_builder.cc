@@ -1,5 +1,6 @@
 #include "repair/plan_builder.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -70,13 +71,40 @@ void PlanBuilder::Write64(uint64_t offset_bytes, uint64_t value, const PlanReaso
   Write(offset_bytes, bytes, reason);
 }
 
+size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const {
+  const auto touches = [=](const PlannedWrite& write) {
+    return write.offset_bytes < offset_bytes + length_bytes &&
+           offset_bytes < write.offset_bytes + write.length_bytes;
+  };
+  const bool is_new = offset_bytes + length_bytes > file_.size_bytes();
+  size_t behind = steps_.size();
+  while (behind != 0) {
+    const PlanStep& step = steps_[behind - 1];
+    if (is_new && step.grow_to_bytes) break;
+    if (std::any_of(step.writes.begin(), step.writes.end(), touches)) break;
+    --behind;
+  }
+  return behind;
+}
+
 void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                              const PlanReason& reason) {
-  if (offset_bytes + bytes.size() > file_.size_bytes()) {
-    Write(offset_bytes, bytes, reason);
-  } else {
+  if (refcounts_first_ && offset_bytes + bytes.size() <= file_.size_bytes()) {
     MakeWrite(offset_bytes, bytes, reason, first_);
+    return;
   }
+  const size_t behind = StepBehind(offset_bytes, bytes.size());
+  if (behind == steps_.size()) {
+    Write(offset_bytes, bytes, reason);
+    return;
+  }
+  PlanStep step;
+  if (!MakeWrite(offset_bytes, bytes, reason, step)) return;
+  if (!raising_step_ || *raising_step_ < behind) {
+    steps_.emplace(steps_.begin() + static_cast<int64_t>(behind));
+    raising_step_ = behind;
+  }
+  steps_[*raising_step_].writes.push_back(std::move(step.writes.front()));
 }
 
 void PlanBuilder::WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,

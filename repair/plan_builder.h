@@ -3,6 +3,7 @@
 #define QCOW2CHECK_REPAIR_PLAN_BUILDER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,11 +40,11 @@ class PlanBuilder {
   // what is there now cannot be read.
   void Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
   void Write64(uint64_t offset_bytes, uint64_t value, const PlanReason& reason);
-  // As Write, but before everything else in the plan. Only for bytes that no other write touches.
+  // As Write, but as early as can be: before everything else in the plan, or behind the last step
+  // that writes the same bytes. For refcounts that are raised: they are on disk before any pointer
+  // that needs them.
   void WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
-  // Refcounts are raised before anything else is written, until some have been written otherwise:
-  // then the bytes would no longer be their own.
-  bool writes_refcounts_first() const { return refcounts_first_; }
+  // From now on refcounts are written otherwise, too, so that the same bytes have to be looked for.
   void EndRefcountsFirst() { refcounts_first_ = false; }
   // Only when a check has shown that all the rest is right.
   void WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
@@ -67,6 +68,9 @@ class PlanBuilder {
 
  private:
   PlanStep& CurrentStep();
+  // The position in steps_ behind the last step that writes any of these bytes, or makes the file
+  // long enough for them.
+  size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
   bool MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason,
                  PlanStep& step);
 
@@ -77,6 +81,7 @@ class PlanBuilder {
   std::vector<PlanStep> steps_;
   bool new_step_ = true;
   bool refcounts_first_ = true;
+  std::optional<size_t> raising_step_;  // the last that WriteFirst put between others
   bool removes_evidence_ = false;
 
   uint64_t writes_ = 0;

@@ -48,7 +48,7 @@ void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, Stored
                  {FindingCode::kRefcountZeroInUse, state.geo().OffsetOf({cluster}),
                   RepairAction::kRaiseRefcount, RepairSafety::kLossless,
                   "its refcount was lost with all others of the block, and it holds something"},
-                 plan.writes_refcounts_first());
+                 /*before_all=*/true);
     }
   }
 }
@@ -65,11 +65,10 @@ void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
   for (const Finding& finding : state.findings.findings()) {
     if (!IsTooLow(finding) || !finding.expected) continue;
     const uint64_t count = std::min(*finding.expected, state.geo().refcount_max());
-    // Later in a repair, other writes to the same bytes are planned already.
     stored.Set(FirstCluster(state, finding), finding.clusters, count,
                ReasonFor(finding, absl::StrFormat("referenced %d times, so the refcount is %d",
                                                   *finding.expected, count)),
-               plan.writes_refcounts_first());
+               /*before_all=*/true);
   }
 }
 

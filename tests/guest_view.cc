@@ -74,24 +74,30 @@ class Reader {
   // Ranges of L1 entries that lead into the middle of a cluster, of the walks so far.
   const std::vector<GuestRange>& broken_slots() const { return broken_slots_; }
 
-  // What the entry leads to, zeros where that is nothing; false for a read error.
-  bool ReadCluster(uint64_t guest_offset, uint64_t entry, uint64_t bitmap,
-                   std::vector<uint8_t>& content) const {
-    content.assign(geometry_->cluster_size(), 0);
+  // What the entry leads to: an error, zeros, or data, which then is in `content` (zeros in it
+  // where a part is not mapped).
+  GuestRead ReadCluster(uint64_t guest_offset, uint64_t entry, uint64_t bitmap,
+                        std::vector<uint8_t>& content) const {
     const L2EntryKind kind = KindOfL2Entry(entry, *geometry_);
-    if (kind == L2EntryKind::kCompressed) return ReadCompressed(entry, content);
+    content.resize(geometry_->cluster_size());
+    if (kind == L2EntryKind::kCompressed) {
+      return ReadCompressed(entry, content) ? GuestRead::kData : GuestRead::kError;
+    }
     const bool zero_flag = !geometry_->extended_l2 && (entry & kZeroBit) != 0;
-    if (zero_flag && geometry_->version == 2) return false;
+    if (zero_flag && geometry_->version == 2) return GuestRead::kError;
     const uint64_t host = EntryOffset(entry);
     const bool has_cluster = kind == L2EntryKind::kNormal || kind == L2EntryKind::kZeroAllocated;
-    if (has_cluster && !IsAligned(host, geometry_->cluster_size())) return false;
-    if (has_cluster && geometry_->data_file && host != guest_offset) return false;
-    if (zero_flag) return true;
-    if (!geometry_->extended_l2) {
-      if (has_cluster) CopyFrom(geometry_->data_file ? data_file_ : image_, host, content);
-      return true;
+    if (has_cluster && !IsAligned(host, geometry_->cluster_size())) return GuestRead::kError;
+    if (has_cluster && geometry_->data_file && host != guest_offset) return GuestRead::kError;
+    const SubclusterBitmap bits = DecodeSubclusterBitmap(bitmap);
+    if ((has_cluster ? bits.allocated & bits.reads_as_zeros : bits.allocated) != 0) {
+      return GuestRead::kError;
     }
-    return ReadSubclusters(host, has_cluster, DecodeSubclusterBitmap(bitmap), content);
+    const std::vector<uint8_t>& file = geometry_->data_file ? data_file_ : image_;
+    if (zero_flag || !has_cluster || host >= file.size()) return GuestRead::kZeros;
+    CopyFrom(file, host, content);
+    if (geometry_->extended_l2) KeepAllocated(bits, content);
+    return GuestRead::kData;
   }
 
  private:
@@ -132,18 +138,12 @@ class Reader {
     return DecompressCluster(input, type, absl::MakeSpan(content)).error.empty();
   }
 
-  bool ReadSubclusters(uint64_t host, bool has_cluster, const SubclusterBitmap& bitmap,
-                       std::vector<uint8_t>& content) const {
-    if (has_cluster ? (bitmap.allocated & bitmap.reads_as_zeros) != 0 : bitmap.allocated != 0) {
-      return false;
-    }
-    if (has_cluster) CopyFrom(geometry_->data_file ? data_file_ : image_, host, content);
+  void KeepAllocated(const SubclusterBitmap& bits, std::vector<uint8_t>& content) const {
     const auto size = static_cast<int64_t>(unit_bytes());
     for (int i = 0; i < kSubclustersPerCluster; ++i) {
       const auto begin = content.begin() + i * size;
-      if ((bitmap.allocated >> i & 1) == 0) std::fill(begin, begin + size, uint8_t{0});
+      if ((bits.allocated >> i & 1) == 0) std::fill(begin, begin + size, uint8_t{0});
     }
-    return true;
   }
 
   const std::vector<uint8_t>& image_;
@@ -167,7 +167,7 @@ GuestView ReadMapping(Reader& reader, uint64_t l1_offset, uint64_t l1_entries, u
   reader.ForEachEntry(
       l1_offset, l1_entries, end_bytes,
       [&](uint64_t table, uint64_t guest, uint64_t entry, uint64_t bitmap) {
-        const bool readable = reader.ReadCluster(guest, entry, bitmap, content);
+        const GuestRead read = reader.ReadCluster(guest, entry, bitmap, content);
         const bool whole = view.unit_bytes == content.size() || IsCompressed(entry);
         for (uint64_t at = 0; at < content.size() && guest + at < end_bytes;
              at += view.unit_bytes) {
@@ -175,15 +175,16 @@ GuestView ReadMapping(Reader& reader, uint64_t l1_offset, uint64_t l1_entries, u
           const uint64_t i = at / view.unit_bytes;
           const bool mapped = whole ? reader.IsMapped(entry)
                                     : ((bits.allocated | bits.reads_as_zeros) >> i & 1) != 0;
-          GuestUnit unit = {GuestRead::kError, 0};
-          if (readable) {
-            if (!mapped) continue;
+          if (read != GuestRead::kError && !mapped) continue;
+          GuestUnit unit = {read, 0};
+          if (read == GuestRead::kZeros && !has_backing) unit.read = GuestRead::kNothing;
+          if (read == GuestRead::kData) {
             const uint64_t length = std::min(view.unit_bytes, end_bytes - guest - at);
             unit = UnitOf(absl::MakeSpan(content).subspan(at, length), has_backing);
-            if (unit.read == GuestRead::kData) {
-              unit.host_offset = reader.HostClusterOf(entry);
-              unit.table_offset = table;
-            }
+          }
+          if (unit.read == GuestRead::kData) {
+            unit.host_offset = reader.HostClusterOf(entry);
+            unit.table_offset = table;
           }
           if (unit.read != GuestRead::kNothing) view.units[guest + at] = unit;
         }
@@ -237,7 +238,7 @@ GuestView ReadDisk(const ImageBytes& image, uint64_t end_bytes) {
   return ReadMapping(reader, reader.header().l1_table_offset, reader.header().l1_size, end_bytes);
 }
 
-std::vector<GuestView> ReadSnapshots(const ImageBytes& image) {
+std::vector<GuestView> ReadSnapshots(const ImageBytes& image, uint64_t end_bytes) {
   std::vector<GuestView> views;
   const Header header = Reader(image).header();
   if (!Reader(image).opens()) return views;
@@ -247,10 +248,22 @@ std::vector<GuestView> ReadSnapshots(const ImageBytes& image) {
     const SnapshotEntry entry =
         DecodeSnapshotFixed(absl::MakeSpan(image.image).subspan(at, kSnapshotFixedBytes), at);
     Reader reader(image);
-    views.push_back(ReadMapping(reader, entry.l1_table_offset, entry.l1_size, uint64_t{1} << 62));
+    views.push_back(ReadMapping(reader, entry.l1_table_offset, entry.l1_size, end_bytes));
     at += entry.length_bytes;
   }
   return views;
+}
+
+uint64_t MappedBytes(const std::vector<GuestView>& snapshots) {
+  uint64_t mapped_bytes = 0;
+  for (const GuestView& view : snapshots) mapped_bytes = std::max(mapped_bytes, view.mapped_bytes);
+  return mapped_bytes;
+}
+
+uint64_t CountEqual(const GuestView& sound, const GuestView& now) {
+  uint64_t equal = 0;
+  for (const auto& [offset, unit] : sound.units) equal += now.At(offset) == unit ? 1 : 0;
+  return equal;
 }
 
 ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRange>& lost) {

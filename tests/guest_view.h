@@ -60,8 +60,15 @@ struct GuestView {
 
 // The active disk up to `end_bytes`.
 GuestView ReadDisk(const ImageBytes& image, uint64_t end_bytes);
-// Each snapshot in the order of the snapshot table, with its VM state; those that can be found.
-std::vector<GuestView> ReadSnapshots(const ImageBytes& image);
+// Each snapshot in the order of the snapshot table, with its VM state; those that can be found. Up
+// to `end_bytes`, if that is given.
+std::vector<GuestView> ReadSnapshots(const ImageBytes& image,
+                                     uint64_t end_bytes = uint64_t{1} << 62);
+
+// How much all of them map at most: all that matters of the same snapshots of a damaged image.
+uint64_t MappedBytes(const std::vector<GuestView>& snapshots);
+// How many units of `sound` that are mapped read the same in `now`.
+uint64_t CountEqual(const GuestView& sound, const GuestView& now);
 
 // A disk before and after damage and repair.
 struct ViewsOfRepair {

@@ -38,7 +38,9 @@ class RandomImage {
     options_.extended_l2 = options_.version == 3 && dice_.Percent(10);
     options_.cluster_bits = dice_.OneOf<int>({9, 9, 9, 10, 10, 11, 12, 12, 12, 13, 14, 15, 16, 16});
     if (options_.extended_l2) options_.cluster_bits = dice_.OneOf<int>({14, 14, 15, 16});
-    if (dice_.Percent(2)) options_.cluster_bits = dice_.OneOf<int>({18, 20, 21});
+    if (dice_.Percent(2) && !options_.extended_l2) {
+      options_.cluster_bits = dice_.OneOf<int>({18, 20, 21});
+    }
     if (options_.version == 3) options_.refcount_order = static_cast<int>(dice_.Below(7));
     if (options_.version == 3 && dice_.Percent(7)) {
       options_.data_file = DataFileOptions{.name = kCorpusDataFileName, .raw = dice_.Percent(50)};
@@ -54,7 +56,9 @@ class RandomImage {
     table_clusters_ = cluster_size_ / entry_bytes;
     most_clusters_ = options_.cluster_bits >= 18 ? 3 : options_.cluster_bits >= 14 ? 12 : 40;
     clusters_ = dice_.Between(1, 3 * table_clusters_);
-    if (options_.data_file) clusters_ = std::min<uint64_t>(clusters_, 80);
+    if (options_.data_file || options_.cluster_bits >= 18) {
+      clusters_ = std::min<uint64_t>(clusters_, 80);
+    }
     options_.virtual_size = clusters_ * cluster_size_;
     if (dice_.Percent(10) && cluster_size_ > 512) options_.virtual_size -= 512;
   }

@@ -62,12 +62,6 @@ bool HeldBackForNothing(const Result& ours, const Result& qemus) {
          ours.data.after == qemus.data.after;
 }
 
-uint64_t CountEqual(const GuestView& sound, const GuestView& now) {
-  uint64_t equal = 0;
-  for (const auto& [offset, unit] : sound.units) equal += now.At(offset) == unit ? 1 : 0;
-  return equal;
-}
-
 class Comparison {
  public:
   Comparison(const CorpusImage& sound, const std::vector<uint8_t>& damaged)
@@ -117,7 +111,7 @@ class Comparison {
     const std::vector<uint8_t> bytes = ReadFile(path);
     const ImageBytes view = {bytes, sound_.data_file};
     result.readable = CountEqual(disk_, ReadDisk(view, end_bytes_));
-    std::vector<GuestView> snapshots = ReadSnapshots(view);
+    std::vector<GuestView> snapshots = ReadSnapshots(view, MappedBytes(snapshots_));
     snapshots.resize(std::max(snapshots.size(), snapshots_.size()));
     for (size_t i = 0; i < snapshots_.size(); ++i) {
       result.readable += CountEqual(snapshots_[i], snapshots[i]);

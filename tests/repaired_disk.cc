@@ -11,12 +11,6 @@
 namespace qcow2check::testing {
 namespace {
 
-uint64_t CountEqual(const GuestView& sound, const GuestView& now) {
-  uint64_t equal = 0;
-  for (const auto& [offset, unit] : sound.units) equal += now.At(offset) == unit ? 1 : 0;
-  return equal;
-}
-
 void ExpectUndoRestores(const std::string& repaired, const std::string& undo_file,
                         const std::string& copy, const std::vector<uint8_t>& damaged) {
   std::filesystem::copy_file(repaired, copy, std::filesystem::copy_options::overwrite_existing);
@@ -43,7 +37,7 @@ uint64_t SoundDisk::units() const {
 uint64_t SoundDisk::Readable() const {
   const std::vector<uint8_t> bytes = ReadFile(image_.path());
   uint64_t readable = CountEqual(disk_, ReadDisk({bytes, {}}, end_bytes_));
-  std::vector<GuestView> snapshots = ReadSnapshots({bytes, {}});
+  std::vector<GuestView> snapshots = ReadSnapshots({bytes, {}}, MappedBytes(snapshots_));
   snapshots.resize(std::max(snapshots.size(), snapshots_.size()));
   for (size_t i = 0; i < snapshots_.size(); ++i) {
     readable += CountEqual(snapshots_[i], snapshots[i]);
