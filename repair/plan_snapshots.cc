@@ -304,13 +304,6 @@ bool SnapshotPlanner::HasGoodL1(uint64_t snapshot, const Finding& finding) const
 // only unreferenced L1 tables are left to compare, they must not fit another damaged snapshot as
 // well.
 bool SnapshotPlanner::RestoreL1Tables() {
-  // A damaged entry of the active L1 table can lead to a snapshot's, and make that look wrong.
-  for (const Finding& finding : state_.findings.findings()) {
-    if (finding.structure == Structure::kL1Table && finding.code != FindingCode::kCopiedWrong &&
-        InfoOf(finding.code).tally == Tally::kCorruptions) {
-      return false;
-    }
-  }
   std::vector<Guess> among_all;
   std::vector<std::pair<const Finding*, Guess>> right;
   const Finding* first = nullptr;
@@ -347,7 +340,8 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
   const Geometry& geometry = state_.geo();
   std::vector<Guess> guesses;
   const uint64_t needed = L1EntriesNeeded(entry, geometry);
-  const auto add_size = [&](uint64_t entries, int rank) {
+  // A table that ends too early looks as good as the whole one, but then something is left over.
+  const auto add_size = [&](uint64_t entries, int rank, Proof proof) {
     const uint64_t offset = entry.l1_table_offset;
     if (!IsInFile(offset, entries)) return;
     const bool used = IsL1(offset, entries);
@@ -355,13 +349,11 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
     guesses.push_back(
         FieldGuess(entry.offset_bytes + kL1SizeField, 4, entries, rank,
                    absl::StrFormat("the snapshot's L1 table has %d entries", entries)));
-    guesses.back().needed = used ? Proof::kFewerCorruptions : Proof::kAllAgrees;
+    guesses.back().needed = used ? proof : Proof::kAllAgrees;
   };
-  add_size(needed, 0);
-  if (HasFinding(snapshot, FindingCode::kSnapshotL1Invalid)) {
-    for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) {
-      if (entries > needed) add_size(entries, 1);
-    }
+  add_size(needed, 0, Proof::kAllAgrees);
+  for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) {
+    if (entries >= needed) add_size(entries, 1, Proof::kFewerCorruptions);
   }
   if (HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch)) GuessSizes(entry, guesses);
   for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
