@@ -352,8 +352,11 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
     guesses.back().needed = used ? proof : Proof::kAllAgrees;
   };
   add_size(needed, 0, Proof::kAllAgrees);
+  const bool is_wrong = HasFinding(snapshot, FindingCode::kSnapshotL1Invalid) ||
+                        HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch);
   for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) {
-    if (entries >= needed) add_size(entries, 1, Proof::kFewerCorruptions);
+    if (entries < needed) continue;
+    add_size(entries, 1, is_wrong ? Proof::kFewerCorruptions : Proof::kAllAgrees);
   }
   if (HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch)) GuessSizes(entry, guesses);
   for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
