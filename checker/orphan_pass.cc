@@ -19,6 +19,7 @@
 #include "absl/strings/str_join.h"
 #include "checker/check_state.h"
 #include "checker/cluster_size_guess.h"
+#include "checker/old_refcounts.h"
 #include "checker/table_shape.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
@@ -101,6 +102,7 @@ class OrphanJudge {
   void FindLostSnapshotTable();
   void FindLostL1();
   void FindLostL2Tables();
+  absl::flat_hash_set<uint64_t> MappedByOrphanTables(const absl::flat_hash_set<uint64_t>& among);
   void FindTornL2Tables();
   void FindOrphanL2Tables();
   absl::flat_hash_set<uint64_t> TablesOfDeletedSnapshots() const;
@@ -247,12 +249,34 @@ void OrphanJudge::FindLostL1() {
                                        lost, state_.orphan_clusters)});
 }
 
-void OrphanJudge::FindLostL2Tables() {
-  uint64_t without_mappings = 0;
-  for (const L2Table& table : state_.l2_tables) {
-    without_mappings += table.shape == L2Shape::kNoMappings ? 1 : 0;
+// Those of the places that unreferenced L2 tables map as guest data.
+absl::flat_hash_set<uint64_t> OrphanJudge::MappedByOrphanTables(
+    const absl::flat_hash_set<uint64_t>& among) {
+  absl::flat_hash_set<uint64_t> mapped;
+  std::vector<uint8_t> cluster(std::min(geometry_.cluster_size(), kMaxPieceBytes));
+  for (const OrphanTable& table : orphan_tables_) {
+    if (!state_.file.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(cluster)).ok()) continue;
+    for (uint64_t at = 0; at < cluster.size(); at += geometry_.l2_entry_bytes()) {
+      const uint64_t entry = Load64(&cluster[at]);
+      if (!IsCompressed(entry) && among.contains(EntryOffset(entry))) {
+        mapped.insert(EntryOffset(entry));
+      }
+    }
   }
-  if (without_mappings == 0) return;
+  return mapped;
+}
+
+void OrphanJudge::FindLostL2Tables() {
+  absl::flat_hash_set<uint64_t> without_mappings;
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.shape == L2Shape::kNoMappings) without_mappings.insert(table.offset_bytes);
+  }
+  if (without_mappings.empty()) return;
+  const absl::flat_hash_set<uint64_t> mapped_as_data = MappedByOrphanTables(without_mappings);
+  // Otherwise unreferenced tables may be those of snapshots.
+  const bool snapshots_damaged = state_.findings.Has(FindingCode::kSnapshotTableInvalid) ||
+                                 state_.findings.Has(FindingCode::kSnapshotL1Invalid) ||
+                                 state_.findings.Has(FindingCode::kSnapshotSizeMismatch);
   const uint64_t many = std::min(kManyOrphans, geometry_.l2_entries() / 2);
   for (const L2Table& table : state_.l2_tables) {
     if (table.shape != L2Shape::kNoMappings) continue;
@@ -261,8 +285,11 @@ void OrphanJudge::FindLostL2Tables() {
     const bool adjacent = behind != nullptr && behind->clusters >= kFewOrphans;
     const Extent data = state_.file.NextData(HostOffset{table.offset_bytes});
     const bool hole = data.begin_bytes >= table.offset_bytes + geometry_.cluster_size();
-    const bool only_one = without_mappings == 1 && state_.orphan_clusters >= many;
-    if (!adjacent && !only_one && !(hole && state_.orphan_clusters >= kFewOrphans)) continue;
+    const bool only_one = without_mappings.size() == 1 && state_.orphan_clusters >= many;
+    const bool is_data = !snapshots_damaged && mapped_as_data.contains(table.offset_bytes);
+    if (!is_data && !adjacent && !only_one && !(hole && state_.orphan_clusters >= kFewOrphans)) {
+      continue;
+    }
     state_.findings.Add(
         {.code = FindingCode::kL2TableLost,
          .structure = Structure::kL2Table,
@@ -274,10 +301,14 @@ void OrphanJudge::FindLostL2Tables() {
          .l1_index = table.l1_index,
          .snapshot = table.snapshot,
          .confidence = Confidence::kProbable,
-         .detail = absl::StrFormat("the cluster at 0x%x maps nothing, and %d unreferenced "
-                                   "clusters fit it",
-                                   table.offset_bytes,
-                                   adjacent ? behind->clusters : state_.orphan_clusters)});
+         .detail = is_data
+                       ? absl::StrFormat("the cluster at 0x%x maps nothing, and an unreferenced L2 "
+                                         "table maps it as guest data",
+                                         table.offset_bytes)
+                       : absl::StrFormat("the cluster at 0x%x maps nothing, and %d unreferenced "
+                                         "clusters fit it",
+                                         table.offset_bytes,
+                                         adjacent ? behind->clusters : state_.orphan_clusters)});
   }
 }
 
@@ -328,11 +359,14 @@ bool OrphanJudge::IsRefcountTable(absl::Span<const uint8_t> cluster) const {
   for (uint64_t at = 0; at < cluster.size(); at += 8) {
     const uint64_t entry = Load64(&cluster[at]);
     if (entry == 0) continue;
-    return IsAligned(entry, geometry_.cluster_size()) && entry < state_.file.size_bytes() &&
-           state_.file.ReadAt(HostOffset{entry}, absl::MakeSpan(target)).ok() &&
-           LooksLikeRefcounts(target, geometry_.refcount_order);
+    if (IsAligned(entry, geometry_.cluster_size()) && entry < state_.file.size_bytes() &&
+        state_.file.ReadAt(HostOffset{entry}, absl::MakeSpan(target)).ok() &&
+        LooksLikeRefcounts(target, geometry_.refcount_order)) {
+      return true;
+    }
+    break;
   }
-  return false;
+  return IsOldRefcountTable(state_, cluster);
 }
 
 // The clusters that `cluster` maps if it is an L2 table of orphans; otherwise 0.

@@ -93,6 +93,22 @@ void CheckDuplicates(CheckState& state) {
   }
 }
 
+// A snapshot has an id and an L1 table. Where there are only zeros the table was lost, and all that
+// the snapshots refer to seems to be unreferenced.
+void ReportZeroEntries(CheckState& state) {
+  uint64_t zero_entries = 0, first = 0;
+  for (uint64_t i = state.snapshots.size(); i-- > 0;) {
+    const SnapshotEntry& entry = state.snapshots[i];
+    if (entry.l1_table_offset != 0 || entry.l1_size != 0 || entry.id_bytes != 0) continue;
+    ++zero_entries;
+    first = i;
+  }
+  if (zero_entries == 0) return;
+  AddToTable(state, FindingCode::kSnapshotTableInvalid, state.snapshots[first].offset_bytes, 0,
+             absl::StrFormat("%d of %d entries hold only zeros, the first is number %d",
+                             zero_entries, state.snapshots.size(), first));
+}
+
 }  // namespace
 
 void CheckSnapshotTable(CheckState& state) {
@@ -126,6 +142,7 @@ void CheckSnapshotTable(CheckState& state) {
     at = text_end;
     state.snapshots.push_back(std::move(entry));
   }
+  ReportZeroEntries(state);
   if (state.snapshots.size() < wanted) {
     AddToTable(
         state, FindingCode::kSnapshotTableInvalid, at, 0,

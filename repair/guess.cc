@@ -45,10 +45,23 @@ void ForEachDifference(const CheckState& now, const CheckState& then, Visit visi
   }
 }
 
+bool IsRefcountTableSound(const CheckState& state, const StoredRefcounts& stored) {
+  for (const FindingCode code :
+       {FindingCode::kRefcountTableInvalid, FindingCode::kRefcountTableEntryReservedBits,
+        FindingCode::kRefcountBlockMisaligned, FindingCode::kRefcountBlockPastEnd,
+        FindingCode::kRefcountBlockShared, FindingCode::kRefcountBlockGarbage}) {
+    if (state.findings.Has(code)) return false;
+  }
+  return !state.refcount_blocks.empty() && stored.blocks().size() == state.refcount_blocks.size();
+}
+
 // Whether all of the image fits together at least as well with the guess, and something better.
 bool IsRight(const CheckState& now, const CheckState& then, PlanBuilder& plan, const Guess& guess) {
   if (!then.geometry || !then.refcounts_readable) return false;
   const StoredRefcounts stored(then, plan);
+  if (guess.needed == Proof::kRefcountTableSound) {
+    return IsRefcountTableSound(then, stored) && Corruptions(then) < Corruptions(now);
+  }
   bool worse = false, explains = false;
   ForEachDifference(now, then, [&](uint64_t cluster) {
     if (!stored.HasBlockFor(cluster)) return;
@@ -69,6 +82,8 @@ bool IsRight(const CheckState& now, const CheckState& then, PlanBuilder& plan, c
     case Proof::kAllAgrees:
       return corruptions < corruptions_now && then.mismatched->empty() && then.orphans.empty() &&
              then.coverage.complete();
+    case Proof::kRefcountTableSound:
+      break;
   }
   return false;
 }

@@ -23,6 +23,9 @@ enum class Proof {
   kExplainsRefcounts,  // clusters get back references that their refcounts tell of
   kFewerCorruptions,   // enough where the evidence is in the bytes around the field
   kAllAgrees,  // no refcount and no cluster is left unexplained: for smaller numbers of things
+  // Nothing is wrong with the refcount table and its blocks. For what makes the table reach over
+  // other things, whose refcounts seem to be right then because of that.
+  kRefcountTableSound,
 };
 
 struct Guess {

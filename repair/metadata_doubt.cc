@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/refcount_block.h"
 #include "common/table_entry.h"
+#include "repair/snapshot_table.h"
 
 namespace qcow2check {
 namespace {
@@ -14,12 +17,18 @@ namespace {
 // Refcounts beyond this and the number of snapshots are none that an accident leaves.
 constexpr uint64_t kSmallRefcount = 16;
 
-// Every entry could be one; a snapshot's table maps something.
+// Every entry could be one. A snapshot's table leads to L2 tables, and to nothing that is none: L2
+// tables look like L1 tables, too.
 bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& table) {
   const uint64_t entries = std::min(table.users.back().entries, kMaxPieceBytes / 8);
   std::vector<uint8_t> bytes(entries * 8);
   if (!image.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
-  bool used = false;
+  const bool of_snapshot = table.users.front().snapshot.has_value();
+  absl::flat_hash_map<uint64_t, L2Shape> shapes;
+  if (of_snapshot) {
+    for (const L2Table& l2 : state.l2_tables) shapes[l2.offset_bytes] = l2.shape;
+  }
+  bool leads_to_table = false;
   for (size_t at = 0; at < bytes.size(); at += 8) {
     const uint64_t entry = Load64(&bytes[at]);
     const uint64_t offset = EntryOffset(entry);
@@ -27,9 +36,12 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
         offset >= state.file.size_bytes()) {
       return false;
     }
-    used = used || entry != 0;
+    const auto shape = shapes.find(offset);
+    if (shape == shapes.end()) continue;
+    if (shape->second == L2Shape::kLost) return false;
+    leads_to_table |= shape->second == L2Shape::kMappings;
   }
-  return used || !table.users.front().snapshot.has_value();
+  return leads_to_table || !of_snapshot;
 }
 
 struct RefcountScan {
@@ -84,59 +96,54 @@ bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t 
 
 namespace {
 
-// Whether nearly every refcount that is not 0 is that of the walk, in some range of clusters.
-bool MirrorsRefcounts(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
-  constexpr uint64_t kEnough = 4;
-  constexpr uint64_t kRangesTried = 16;
-  const Geometry& geometry = state.geo();
-  std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
-  if (!image.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
-  const uint64_t entries = geometry.refcount_block_entries();
-  for (uint64_t range = 0; range < kRangesTried && range * entries < state.file_clusters; ++range) {
-    uint64_t used = 0, equal = 0;
-    for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
-      const uint64_t cluster = range * entries + i;
-      const uint64_t stored = LoadRefcount(bytes.data(), i, geometry.refcount_order);
-      const uint64_t expected = cluster < state.file_clusters ? state.expected->Get(cluster) : 0;
-      used += stored != 0 || expected != 0 ? 1 : 0;
-      equal += stored != 0 && stored == expected ? 1 : 0;
-    }
-    if (equal >= kEnough && equal * 10 >= used * 9) return true;
+// Offsets of the L2 tables that map something.
+absl::flat_hash_set<uint64_t> MappingTables(const CheckState& state) {
+  absl::flat_hash_set<uint64_t> tables;
+  for (const L2Table& table : state.l2_tables) {
+    if (table.shape == L2Shape::kMappings) tables.insert(table.offset_bytes);
   }
-  return false;
+  return tables;
+}
+
+// How the entries of an L1 table speak for it and against it.
+class L1Verdict {
+ public:
+  explicit L1Verdict(const CheckState& state) : state_(state), tables_(MappingTables(state)) {}
+
+  void Add(uint64_t entry) {
+    const uint64_t offset = EntryOffset(entry);
+    const uint64_t reserved = entry & kL1ReservedMask;
+    if (entry == 0) return;
+    sound_ |= reserved == 0 && tables_.contains(offset);
+    const bool one_bit_too_many = (reserved & (reserved - 1)) == 0 && tables_.contains(offset);
+    malformed_ |= !one_bit_too_many && (reserved != 0 || offset == 0 ||
+                                        !IsAligned(offset, state_.geo().cluster_size()) ||
+                                        offset >= state_.file.size_bytes());
+  }
+  bool in_doubt() const { return malformed_ && !sound_; }
+
+ private:
+  const CheckState& state_;
+  const absl::flat_hash_set<uint64_t> tables_;
+  bool sound_ = false;
+  bool malformed_ = false;
+};
+
+bool SnapshotL1IsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot) {
+  const SnapshotEntry& entry = state.snapshots[snapshot];
+  std::vector<uint8_t> bytes(std::min<uint64_t>(uint64_t{entry.l1_size} * 8, kMaxPieceBytes));
+  if (!image.ReadAt(HostOffset{entry.l1_table_offset}, absl::MakeSpan(bytes)).ok()) return true;
+  L1Verdict verdict(state);
+  for (size_t at = 0; at < bytes.size(); at += 8) verdict.Add(Load64(&bytes[at]));
+  return verdict.in_doubt();
 }
 
 }  // namespace
 
-bool HoldsOldRefcounts(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
-  if (MirrorsRefcounts(state, image, offset_bytes)) return true;
-  std::vector<uint8_t> table(std::min(state.geo().cluster_size(), kMaxPieceBytes));
-  if (!image.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(table)).ok()) return false;
-  bool used = false;
-  for (size_t at = 0; at < table.size(); at += 8) {
-    const uint64_t entry = Load64(&table[at]);
-    if (entry == 0) continue;
-    if (!IsAligned(entry, state.geo().cluster_size()) || entry >= state.file.size_bytes() ||
-        !MirrorsRefcounts(state, image, entry)) {
-      return false;
-    }
-    used = true;
-  }
-  return used;
-}
-
 bool ActiveL1IsInDoubt(const CheckState& state) {
-  const uint64_t size = state.geo().cluster_size();
-  bool malformed = false;
-  for (const ActiveL1Entry& slot : state.active_l1) {
-    const uint64_t offset = EntryOffset(slot.entry);
-    malformed |= (slot.entry & kL1ReservedMask) != 0 || offset == 0 || !IsAligned(offset, size) ||
-                 offset >= state.file.size_bytes();
-  }
-  return malformed &&
-         std::none_of(state.l2_tables.begin(), state.l2_tables.end(), [](const L2Table& table) {
-           return table.active_weight != 0 && table.shape == L2Shape::kMappings;
-         });
+  L1Verdict verdict(state);
+  for (const ActiveL1Entry& slot : state.active_l1) verdict.Add(slot.entry);
+  return verdict.in_doubt();
 }
 
 bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
@@ -182,14 +189,23 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
 }
 
 bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image) {
-  if (state.snapshots.empty()) return false;
   for (const FindingCode code :
        {FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotTooMany,
         FindingCode::kSnapshotExtraTooLarge, FindingCode::kSnapshotL1Invalid,
         FindingCode::kSnapshotSizeMismatch}) {
     if (state.findings.Has(code)) return true;
   }
+  const uint64_t wanted = state.header.nb_snapshots;
+  if (ReadPlausibleEntries(image, state.header.snapshots_offset, wanted).size() != wanted) {
+    return true;
+  }
+  absl::flat_hash_set<uint64_t> looked_at;
   for (const Finding& finding : state.findings.findings()) {
+    if (finding.structure == Structure::kSnapshotL1Table && finding.snapshot &&
+        looked_at.insert(*finding.snapshot).second &&
+        SnapshotL1IsInDoubt(state, image, *finding.snapshot)) {
+      return true;
+    }
     for (const Owner& owner : finding.owners) {
       const bool of_snapshots = owner.structure == Structure::kSnapshotL1Table ||
                                 owner.structure == Structure::kSnapshotTable;

@@ -17,21 +17,17 @@ bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const Refco
 // Whether a cluster that nothing references was probably a refcount block.
 bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t offset_bytes);
 
-// Whether a cluster that nothing references holds this image's own refcounts, or is a table that
-// leads to nothing else: old refcount structures, and no data that anybody could miss.
-bool HoldsOldRefcounts(const CheckState& state, const ImageFile& image, uint64_t offset_bytes);
-
 // Whether the content of the metadata that `owner` names speaks against it, or against its
 // reaching `place`. Bitmaps, which are worth less than guest data, always are in doubt.
 bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
                HostOffset place);
 
 // Something is wrong with the snapshot table or with a snapshot's L1 table: what only snapshots
-// refer to may be no table.
+// refer to may be no table, and orphans may be what a snapshot needs.
 bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image);
 
-// No entry of the active L1 table leads to an L2 table, and some could never have been one: what
-// the header names is probably something else, and no place to write to.
+// No sound entry of the active L1 table leads to an L2 table, and some are more than one flipped
+// bit away from one: what the header names is probably something else, and no place to write to.
 bool ActiveL1IsInDoubt(const CheckState& state);
 
 }  // namespace qcow2check

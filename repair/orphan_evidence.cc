@@ -5,10 +5,12 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
+#include "checker/old_refcounts.h"
 #include "common/byte_order.h"
 #include "common/checked_math.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
+#include "repair/lost_tables.h"
 #include "repair/metadata_doubt.h"
 
 namespace qcow2check {
@@ -25,8 +27,6 @@ bool IsDamagedL1Entry(const Finding& finding) {
       return true;
     case FindingCode::kL2TableMisaligned:
       return !finding.expected.has_value();
-    case FindingCode::kL2TableLost:
-      return finding.confidence == Confidence::kCertain;
     default:
       return false;
   }
@@ -43,7 +43,11 @@ bool IsDamagedL2Entry(FindingCode code) {
 
 OrphanEvidence::OrphanEvidence(const CheckState& state, const PlanBuilder& plan,
                                const StoredRefcounts& stored)
-    : state_(state), plan_(plan), stored_(stored), orphans_(state.file_clusters) {
+    : state_(state),
+      plan_(plan),
+      stored_(stored),
+      snapshots_are_known_(!SnapshotsAreInDoubt(state, plan.image())),
+      orphans_(state.file_clusters) {
   for (const OrphanRun& run : state.orphans) {
     for (uint64_t i = 0; i < run.clusters; ++i) orphans_.Insert(run.first_cluster + i);
   }
@@ -55,13 +59,12 @@ OrphanEvidence::OrphanEvidence(const CheckState& state, const PlanBuilder& plan,
     }
     if (IsDamagedL1Entry(finding)) {
       damaged_l1_entries_ += std::max<uint64_t>(finding.length_bytes / 8, 1);
-      if (finding.code == FindingCode::kL2TableLost) {
-        damaged_l1_entries_ -= std::max<uint64_t>(finding.length_bytes / 8, 1) - 1;
-      }
     }
     if (IsDamagedL2Entry(finding.code)) damaged_l2_entries_ += finding.clusters;
   }
+  damaged_l1_entries_ += FindLostTables(state, plan.image(), stored).size();
   SetTablesAside();
+  FindEndsOfFile();
 }
 
 // What an unreferenced table maps is the data of that table, whatever else might fit it. A table
@@ -90,7 +93,21 @@ void OrphanEvidence::SetTablesAside() {
 bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
   const uint64_t cluster = offset_bytes >> state_.geo().cluster_bits;
   return IsAligned(offset_bytes, state_.geo().cluster_size()) && cluster < state_.file_clusters &&
-         orphans_.Contains(cluster) && !WasRefcountBlock(state_, plan_.image(), offset_bytes);
+         orphans_.Contains(cluster) && !WasRefcountBlock(state_, plan_.image(), offset_bytes) &&
+         !HoldsOldRefcounts(offset_bytes);
+}
+
+// Of refcount structures that this repair has replaced.
+bool OrphanEvidence::HoldsOldRefcounts(uint64_t offset_bytes) const {
+  if (plan_.old_blocks().empty()) return false;
+  std::vector<uint8_t> cluster(std::min(state_.geo().cluster_size(), kMaxPieceBytes));
+  const bool is_block =
+      std::any_of(plan_.old_blocks().begin(), plan_.old_blocks().end(), [&](uint64_t index) {
+        return IsOldRefcountBlock(state_, {index, offset_bytes}) != OldRefcounts::kNo;
+      });
+  return is_block ||
+         (plan_.image().ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(cluster)).ok() &&
+          IsOldRefcountTable(state_, cluster));
 }
 
 Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence) const {
@@ -99,9 +116,36 @@ Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence)
 }
 
 bool OrphanEvidence::WasCutOff(uint64_t offset_bytes) const {
-  return offset_bytes >= state_.file.size_bytes() &&
-         (state_.findings.Has(FindingCode::kFileTruncated) ||
+  return offset_bytes >= plan_.old_size_bytes() &&
+         (state_.findings.Has(FindingCode::kFileTruncated) || offset_bytes < cut_off_end_bytes_ ||
           stored_.Get(offset_bytes >> state_.geo().cluster_bits) != 0);
+}
+
+// Pointers to the clusters right behind the end are what the end of the file cut off, unless the
+// refcounts deny it. One alone proves that only where its refcount is lost.
+void OrphanEvidence::FindEndsOfFile() {
+  const uint64_t size = state_.geo().cluster_size();
+  std::vector<uint64_t> targets;
+  for (const Finding& finding : state_.findings.findings()) {
+    if (finding.code != FindingCode::kDataPastEnd &&
+        finding.code != FindingCode::kZeroClusterPastEnd &&
+        finding.code != FindingCode::kL2TablePastEnd) {
+      continue;
+    }
+    if (!finding.target) continue;
+    for (uint64_t i = 0; i < finding.clusters; ++i) {
+      targets.push_back(SaturatingAdd(finding.target->bytes, i * size));
+    }
+  }
+  std::sort(targets.begin(), targets.end());
+  const uint64_t end = RoundUp(plan_.old_size_bytes(), size);
+  uint64_t dense = 0;
+  for (const uint64_t target : targets) {
+    if (target - std::min(target, end) >= 2 * (dense + 1) * size) break;
+    ++dense;
+    const bool enough = dense > 1 || !plan_.old_blocks().empty();
+    if (enough) cut_off_end_bytes_ = SaturatingAdd(target, size);
+  }
 }
 
 std::optional<uint64_t> OrphanEvidence::Neighbour(const EntryAt& at, int direction) const {

@@ -49,11 +49,7 @@ class OrphanEvidence {
   // Orphans that are L2 tables, by offset.
   const std::vector<uint64_t>& tables() const { return tables_; }
   // Otherwise orphans may be what a snapshot needs.
-  bool snapshots_are_known() const {
-    return !state_.findings.Has(FindingCode::kSnapshotTableInvalid) &&
-           !state_.findings.Has(FindingCode::kSnapshotL1Invalid) &&
-           !state_.findings.Has(FindingCode::kSnapshotExtraTooLarge);
-  }
+  bool snapshots_are_known() const { return snapshots_are_known_; }
   uint64_t damaged_l1_entries() const { return damaged_l1_entries_; }
 
  private:
@@ -62,17 +58,21 @@ class OrphanEvidence {
   // comes before it.
   std::optional<uint64_t> Neighbour(const EntryAt& at, int direction) const;
   Explanation Explain(uint64_t offset_bytes, std::string evidence) const;
+  void FindEndsOfFile();
   // A pointer behind the end of the file whose target has a refcount was right once: the file
-  // was cut off.
+  // was cut off. So was one of several that lead right behind the end.
   bool WasCutOff(uint64_t offset_bytes) const;
+  bool HoldsOldRefcounts(uint64_t offset_bytes) const;
 
   const CheckState& state_;
   const PlanBuilder& plan_;
   const StoredRefcounts& stored_;
+  const bool snapshots_are_known_;
   ClusterSet orphans_;
   std::vector<uint64_t> tables_;
   uint64_t damaged_l1_entries_ = 0;
   uint64_t damaged_l2_entries_ = 0;
+  uint64_t cut_off_end_bytes_ = 0;  // up to where pointers lead that the end of the file cut off
 };
 
 }  // namespace qcow2check

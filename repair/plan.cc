@@ -26,18 +26,27 @@ using Planner = void (*)(CheckState&, PlanBuilder&);
 // up, and so do refcount structures, which tell what the orphans are. Pointers are set right
 // before refcounts are raised, so that only true references are counted; in the plan the raising
 // comes first all the same. Nothing is lowered before all else is done.
-constexpr std::array<Planner, 13> kRepairAll = {
-    PlanL1Table,       PlanSnapshots,          PlanBitmaps,
-    PlanProvenEntries, PlanRefcountStructures, PlanLostEntries,
-    PlanLostTables,    PlanRaisedRefcounts,    PlanOwnClusters,
-    PlanCopiedFlags,   PlanLoweredRefcounts,   PlanNoteWithdrawn,
-    PlanFeatureBits,
+constexpr std::array<Planner, 14> kRepairAll = {
+    PlanRefcountTableLength, PlanL1Table,
+    PlanSnapshots,           PlanBitmaps,
+    PlanProvenEntries,       PlanRefcountStructures,
+    PlanLostEntries,         PlanLostTables,
+    PlanRaisedRefcounts,     PlanOwnClusters,
+    PlanCopiedFlags,         PlanLoweredRefcounts,
+    PlanNoteWithdrawn,       PlanFeatureBits,
 };
 // Without those that remove the only sign that orphans may be worth something.
-constexpr std::array<Planner, 9> kRepairKeepingEvidence = {
-    PlanSnapshots,     PlanBitmaps,          PlanL1Table,
-    PlanProvenEntries, PlanRaisedRefcounts,  PlanRefcountStructures,
-    PlanCopiedFlags,   PlanLoweredRefcounts, PlanFeatureBits,
+constexpr std::array<Planner, 10> kRepairKeepingEvidence = {
+    PlanRefcountTableLength,
+    PlanSnapshots,
+    PlanBitmaps,
+    PlanL1Table,
+    PlanProvenEntries,
+    PlanRaisedRefcounts,
+    PlanRefcountStructures,
+    PlanCopiedFlags,
+    PlanLoweredRefcounts,
+    PlanFeatureBits,
 };
 constexpr std::array<Planner, 2> kRepairLeaks = {PlanLoweredRefcounts, PlanCopiedFlags};
 // With a part of the image unread, more references may exist than are known, never fewer.
@@ -190,8 +199,10 @@ std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
       }
     }
     if (plan.writes() != before) continue;
-    const bool unexplained = plan.removes_evidence() && !options.free_orphans &&
-                             state.findings.Has(FindingCode::kLeakedCluster);
+    const bool unexplained =
+        !options.free_orphans &&
+        ((plan.removes_evidence() && state.findings.Has(FindingCode::kLeakedCluster)) ||
+         (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
     if (unexplained && evidence == Evidence::kNotNeeded) return std::nullopt;
     DeclineTheRest(state, why_nothing, plan);
     Plan made = std::move(plan).Take();

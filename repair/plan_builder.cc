@@ -38,7 +38,7 @@ bool PlanBuilder::MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> byt
                          .old_bytes = std::move(old),
                          .new_bytes = {bytes.begin(), bytes.end()}});
   ++writes_;
-  removes_evidence_ |=
+  gives_up_evidence_ |=
       reason.safety == RepairSafety::kLossy || reason.action == RepairAction::kCopyOut;
   return true;
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/types/span.h"
 #include "common/finding.h"
@@ -25,11 +26,19 @@ class PlanBuilder {
   const RepairOptions& options() const { return options_; }
   // The image as it will be after all writes so far.
   const PatchedFile& image() const { return image_; }
+  // The length of the file before the repair.
+  uint64_t old_size_bytes() const { return plan_.old_size_bytes; }
   // Whether the repair removes what shows that orphans may be the only copy of something: damaged
   // pointers, or that two guest ranges share a cluster.
-  bool removes_evidence() const { return removes_evidence_; }
+  bool removes_evidence() const { return expects_losses_ || gives_up_evidence_; }
+  // The same, but only what the writes planned so far remove.
+  bool gives_up_evidence() const { return gives_up_evidence_; }
   // Set if the image had damaged pointers before the repair: orphans may be what they led to.
-  void ExpectLosses() { removes_evidence_ = true; }
+  void ExpectLosses() { expects_losses_ = true; }
+  // Ranges of refcounts, by their index in the refcount table, that had a block which cannot be
+  // found any more and was made anew: orphans may be the old blocks.
+  void ExpectOldBlock(uint64_t table_index) { old_blocks_.insert(table_index); }
+  const absl::btree_set<uint64_t>& old_blocks() const { return old_blocks_; }
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
 
@@ -82,7 +91,9 @@ class PlanBuilder {
   bool new_step_ = true;
   bool refcounts_first_ = true;
   std::optional<size_t> raising_step_;  // the last that WriteFirst put between others
-  bool removes_evidence_ = false;
+  bool expects_losses_ = false;
+  bool gives_up_evidence_ = false;
+  absl::btree_set<uint64_t> old_blocks_;
 
   uint64_t writes_ = 0;
   std::vector<Extent> freed_;

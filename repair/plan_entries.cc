@@ -13,6 +13,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/l1_slots.h"
+#include "repair/lost_tables.h"
 #include "repair/metadata_doubt.h"
 #include "repair/orphan_evidence.h"
 #include "repair/planners.h"
@@ -30,6 +31,7 @@ struct FoundEntry {
   uint64_t entry = 0;
   uint64_t bitmap_word = 0;  // of an extended L2 entry
   GuestOffset guest;
+  bool is_l1 = false;
 };
 
 bool IsAboutTarget(FindingCode code) {
@@ -98,7 +100,7 @@ class EntryPlanner {
   void Relink(const FoundEntry& at, const std::optional<Explanation>& explanation);
   void RelinkCollision(const Finding& finding);
   void RelinkZeroSlot();
-  void RelinkLostTable(const Finding& finding);
+  void RelinkLostTable(const LostTable& lost, bool certain);
   bool OnlyOrphanTableMaps(uint64_t cluster_bytes) const;
   bool Decompresses(uint64_t entry) const;
   std::optional<uint64_t> FlipToCompressedData(uint64_t entry) const;
@@ -157,7 +159,7 @@ void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit, bool relink
     }
     if (finding.structure == Structure::kL1Table && l1_in_doubt_ && !relinks_only) continue;
     visit(FoundEntry{finding, place, finding.l2_index.value_or(0) + i, Load64(bytes.data()),
-                     step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}});
+                     step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}, is_l1});
   }
 }
 
@@ -173,7 +175,7 @@ void EntryPlanner::PlanProven() {
           finding,
           [this](const FoundEntry& at) {
             if (!decided_.insert(at.place_bytes).second) return;
-            IsL1(at.finding) ? FixL1Target(at) : FixL2Target(at);
+            at.is_l1 ? FixL1Target(at) : FixL2Target(at);
           },
           true);
     }
@@ -181,13 +183,18 @@ void EntryPlanner::PlanProven() {
         finding.code == FindingCode::kDataOnMetadata) {
       RelinkCollision(finding);
     }
-    if (finding.code == FindingCode::kL2TableLost) RelinkLostTable(finding);
+    if (finding.code == FindingCode::kL2TableLost && finding.confidence != Confidence::kCertain) {
+      RelinkLostTable({&finding, finding.host_offset->bytes, finding.l1_index.value_or(0)}, false);
+    }
+  }
+  for (const LostTable& lost : FindLostTables(state_, plan_.image(), stored_)) {
+    RelinkLostTable(lost, true);
   }
   for (const Finding& finding : state_.findings.findings()) {
     if (!IsAboutFlags(finding.code)) continue;
     ForEachEntry(finding, [this](const FoundEntry& at) {
       if (!decided_.insert(at.place_bytes).second) return;
-      IsL1(at.finding) ? FixL1Flags(at) : FixL2Flags(at);
+      at.is_l1 ? FixL1Flags(at) : FixL2Flags(at);
     });
   }
   RelinkZeroSlot();
@@ -198,7 +205,10 @@ void EntryPlanner::PlanProven() {
     const bool active = !at.finding.snapshot.has_value();
     const uint64_t copied =
         active ? (explanation.refcount_is_one ? kCopiedBit : 0) : at.entry & kCopiedBit;
-    Set(at, offset | copied, explanation.evidence, RepairAction::kRelink);
+    const uint64_t zero_flag = !at.is_l1 && IsSoundZeroEntry(at.entry) && !IsCompressed(at.entry)
+                                   ? at.entry & kZeroBit
+                                   : 0;
+    Set(at, offset | copied | zero_flag, explanation.evidence, RepairAction::kRelink);
   }
 }
 
@@ -376,11 +386,11 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
   if (explained.size() == 1) Relink(explained.front().first, explained.front().second);
 }
 
-// An L2 table that nothing references, no damaged pointer, and one slot of the L1 table that leads
-// nowhere: it led there.
+// An L2 table that nothing references, not one damaged pointer, given up or left, and one
+// slot of the L1 table that leads nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
-  if (evidence_.tables().size() != 1 || evidence_.damaged_l1_entries() != 0 ||
-      !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
+  if (evidence_.tables().size() != 1 || plan_.gives_up_evidence() || state_.kept_by_repair ||
+      HasLostPointers(state_) || !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
     return;
   }
   const uint64_t needed = geometry_.l1_entries_needed();
@@ -404,12 +414,12 @@ void EntryPlanner::RelinkZeroSlot() {
 
 // The table may be lost, or only the pointer to it. A cluster that the only unreferenced L2 table
 // maps as data is no table.
-void EntryPlanner::RelinkLostTable(const Finding& finding) {
+void EntryPlanner::RelinkLostTable(const LostTable& lost, bool certain) {
   if (state_.findings.Has(FindingCode::kL1Lost)) return;
-  const uint64_t table = finding.host_offset->bytes & ~(geometry_.cluster_size() - 1);
-  const bool certain = finding.confidence == Confidence::kCertain;
-  if (!certain && !OnlyOrphanTableMaps(table)) return;
-  ForEachL1SlotTo(state_, plan_, table, finding.l1_index.value_or(0), [&](const L1Slot& slot) {
+  if (!certain && (!evidence_.snapshots_are_known() || !OnlyOrphanTableMaps(lost.offset_bytes))) {
+    return;
+  }
+  ForEachL1SlotTo(state_, plan_, lost.offset_bytes, lost.l1_index, [&](const L1Slot& slot) {
     if (!slot.active || !places_.MayChange(slot.place_bytes)) return;
     std::optional<Explanation> explanation = evidence_.ForL1Entry(slot.entry);
     if (!explanation && !certain) {
@@ -418,7 +428,8 @@ void EntryPlanner::RelinkLostTable(const Finding& finding) {
           found, stored_.Get(found >> geometry_.cluster_bits) == 1,
           absl::StrFormat("it leads to data of the unreferenced L2 table at 0x%x", found)};
     }
-    Relink(FoundEntry{finding, slot.place_bytes, 0, slot.entry, 0, GuestOffset{}}, explanation);
+    Relink(FoundEntry{*lost.finding, slot.place_bytes, 0, slot.entry, 0, GuestOffset{}, true},
+           explanation);
   });
 }
 

@@ -106,10 +106,7 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
 
 // The header's pointer is to be doubted, and what the pointers of snapshots lead to is not.
 bool L1Planner::LooksLost() const {
-  if (state_.findings.Has(FindingCode::kSnapshotTableInvalid) ||
-      state_.findings.Has(FindingCode::kSnapshotL1Invalid)) {
-    return false;
-  }
+  if (SnapshotsAreInDoubt(state_, plan_.image())) return false;
   return state_.findings.Has(FindingCode::kL1OffsetInvalid) ||
          state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_);
 }

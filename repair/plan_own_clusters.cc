@@ -189,7 +189,7 @@ void OwnClusterPlanner::SeparateTables(const Finding& finding) {
   uint64_t users = 0;
   bool active = false;
   ForEachL1SlotTo(state_, plan_, table_bytes, *finding.l1_index, [&](const L1Slot& slot) {
-    if (!places_.MayChange(slot.place_bytes)) return;
+    if (!places_.MayChange(slot.place_bytes) || (!slot.active && snapshots_in_doubt_)) return;
     slots.push_back(slot);
     users += slot.users;
     active = active || slot.active;

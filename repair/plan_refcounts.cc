@@ -1,8 +1,14 @@
 // Refcounts: raised to the number of references, rebuilt where they cannot be read, lowered where
 // the rest is proven waste.
+#include <algorithm>
+#include <vector>
+
+#include "absl/container/btree_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "repair/metadata_doubt.h"
+#include "checker/old_refcounts.h"
+#include "common/limits.h"
+#include "repair/guess.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
 #include "repair/stored_refcounts.h"
@@ -72,6 +78,27 @@ void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
   }
 }
 
+// A wrong length makes the table reach over other structures, or lose its end. The right one is as
+// much as the file needs.
+void PlanRefcountTableLength(CheckState& state, PlanBuilder& plan) {
+  constexpr uint64_t kLengthField = 56;
+  const Finding* why = nullptr;
+  for (const Finding& finding : state.findings.findings()) {
+    if (finding.code == FindingCode::kRefcountTableInvalid) why = &finding;
+  }
+  const uint64_t size = state.geo().cluster_size();
+  if (why == nullptr || !IsAligned(state.header.refcount_table_offset, size)) return;
+  const uint64_t blocks =
+      DivideRoundingUp(state.file_clusters, state.geo().refcount_block_entries());
+  const uint64_t needed = DivideRoundingUp(blocks * 8, size);
+  Guess guess = FieldGuess(kLengthField, 4, needed, 0,
+                           absl::StrFormat("with a length of %d the refcount table leads to the "
+                                           "refcounts of the whole file",
+                                           needed));
+  guess.needed = Proof::kRefcountTableSound;
+  WriteOnlyRightGuess(state, plan, *why, {guess});
+}
+
 void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
   RefcountStructures structures(state, plan);
   if (!structures.NeedsRepair()) return;
@@ -97,18 +124,50 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
 
 namespace {
 
-// Old refcount structures are no loss, whatever else was lost.
-void FreeOldRefcounts(const CheckState& state, PlanBuilder& plan, StoredRefcounts& stored) {
+struct OldPlaces {
+  std::vector<uint64_t> offsets;
+  bool all_certain = true;
+};
+
+// Orphans that are old blocks of the ranges in plan.old_blocks(), by range, and behind them the old
+// table.
+absl::btree_map<uint64_t, OldPlaces> FindOldRefcounts(const CheckState& state,
+                                                      const PlanBuilder& plan) {
   constexpr uint64_t kMostLookedAt = 1024;
+  const uint64_t size = state.geo().cluster_size();
+  absl::btree_map<uint64_t, OldPlaces> places;
+  std::vector<uint8_t> cluster(std::min(size, kMaxPieceBytes));
   uint64_t left = kMostLookedAt;
   for (const OrphanRun& run : state.orphans) {
     for (uint64_t i = 0; i < run.clusters && left != 0; ++i, --left) {
-      const HostOffset place = state.geo().OffsetOf({run.first_cluster + i});
-      if (!HoldsOldRefcounts(state, plan.image(), place.bytes)) continue;
-      stored.Set(run.first_cluster + i, 1, 0,
-                 {FindingCode::kLeakedCluster, place, RepairAction::kLowerRefcount,
-                  RepairSafety::kLossless, "it holds nothing but old refcounts of this image"});
+      const uint64_t offset = (run.first_cluster + i) * size;
+      for (const uint64_t index : plan.old_blocks()) {
+        const OldRefcounts is_old = IsOldRefcountBlock(state, {index, offset});
+        if (is_old == OldRefcounts::kNo) continue;
+        places[index].offsets.push_back(offset);
+        places[index].all_certain &= is_old == OldRefcounts::kYes;
+      }
+      if (plan.image().ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok() &&
+          IsOldRefcountTable(state, cluster)) {
+        places[kSaturated].offsets.push_back(offset);
+      }
     }
+  }
+  return places;
+}
+
+// Old refcount structures are no loss, whatever else was lost. But a guest may have images, too: of
+// two that say the same none is freed, and one that fits many images only if all orphans are such.
+void FreeOldRefcounts(const CheckState& state, PlanBuilder& plan, StoredRefcounts& stored) {
+  if (plan.old_blocks().empty()) return;
+  const auto found = FindOldRefcounts(state, plan);
+  const bool nothing_else = found.size() == state.orphan_clusters;
+  for (const auto& [index, places] : found) {
+    if (places.offsets.size() != 1 || (!places.all_certain && !nothing_else)) continue;
+    const uint64_t offset = places.offsets.front();
+    stored.Set(offset >> state.geo().cluster_bits, 1, 0,
+               {FindingCode::kLeakedCluster, HostOffset{offset}, RepairAction::kLowerRefcount,
+                RepairSafety::kLossless, "it holds nothing but old refcounts of this image"});
   }
 }
 

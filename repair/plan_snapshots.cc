@@ -360,14 +360,12 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
   }
   if (HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch)) GuessSizes(entry, guesses);
   for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
-    if (orphans_.Contain(offset, uint64_t{entry.l1_size} * 8)) {
-      guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
-    } else if (IsInFile(offset, entry.l1_size) &&
-               (IsL1(offset, entry.l1_size) ||
-                ReadsAsZeros(plan_.image(), offset, uint64_t{entry.l1_size} * 8))) {
-      guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
-      guesses.back().needed = Proof::kAllAgrees;
-    }
+    const uint64_t length = uint64_t{entry.l1_size} * 8;
+    if (!IsInFile(offset, entry.l1_size)) continue;
+    const bool is_l1 = IsL1(offset, entry.l1_size);
+    if (!is_l1 && !ReadsAsZeros(plan_.image(), offset, length)) continue;
+    guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
+    if (!is_l1 || !orphans_.Contain(offset, length)) guesses.back().needed = Proof::kAllAgrees;
   }
   return guesses;
 }

@@ -4,7 +4,6 @@
 // leading to an orphan of their own, with the COPIED flag that its refcount asks for. Those go to
 // a new table; the rest of its guest range reads as zeros, and the old cluster is kept.
 #include <algorithm>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/l1_slots.h"
+#include "repair/lost_tables.h"
 #include "repair/metadata_doubt.h"
 #include "repair/orphan_evidence.h"
 #include "repair/planners.h"
@@ -29,12 +29,6 @@ namespace {
 struct SavedTable {
   std::vector<uint8_t> bytes;  // a whole new table; empty if nothing could be saved
   uint64_t saved = 0;
-};
-
-struct LostTable {
-  const Finding* finding = nullptr;
-  uint64_t offset_bytes = 0;
-  uint64_t l1_index = 0;
 };
 
 class LostTablePlanner {
@@ -60,8 +54,6 @@ class LostTablePlanner {
     uint64_t users = 0;
   };
 
-  bool HasProof(uint64_t table_bytes) const;
-  std::vector<LostTable> Collect() const;
   void Plan(const LostTable& lost);
   SavedTable Save(uint64_t table_bytes) const;
   void AddLostRanges(const Replacement& replacement);
@@ -77,57 +69,6 @@ class LostTablePlanner {
   ZeroEntries zeros_;
   std::vector<Replacement> replacements_;
 };
-
-// A table that lies on what the header itself names is no table: that other thing is.
-bool LosesTo(Structure structure) {
-  return structure == Structure::kHeader || structure == Structure::kL1Table ||
-         structure == Structure::kRefcountTable || structure == Structure::kSnapshotTable ||
-         structure == Structure::kLuksHeader;
-}
-
-// Half of its entries have the COPIED flag that the refcount asks for, and some have it set.
-bool LostTablePlanner::HasProof(uint64_t table_bytes) const {
-  std::vector<uint8_t> bytes(std::min(geometry_.cluster_size(), kMaxPieceBytes));
-  if (!plan_.image().ReadAt(HostOffset{table_bytes}, absl::MakeSpan(bytes)).ok()) return false;
-  uint64_t used = 0, copied = 0, agree = 0;
-  for (uint64_t at = 0; at < bytes.size(); at += geometry_.l2_entry_bytes()) {
-    const uint64_t entry = Load64(&bytes[at]);
-    if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) continue;
-    const uint64_t cluster = EntryOffset(entry) >> geometry_.cluster_bits;
-    const bool is_one = cluster < state_.file_clusters && structures_.stored_refcount(cluster) == 1;
-    ++used;
-    copied += IsCopied(entry) ? 1 : 0;
-    agree += IsCopied(entry) == is_one ? 1 : 0;
-  }
-  return copied != 0 && agree * 2 > used;
-}
-
-std::vector<LostTable> LostTablePlanner::Collect() const {
-  std::vector<LostTable> lost;
-  absl::flat_hash_set<uint64_t> seen;
-  const uint64_t size = geometry_.cluster_size();
-  const auto add = [&](const Finding& finding, uint64_t offset, uint64_t l1_index) {
-    if (seen.insert(offset).second) lost.push_back({&finding, offset, l1_index});
-  };
-  for (const Finding& finding : state_.findings.findings()) {
-    if (!finding.host_offset) continue;
-    const uint64_t offset = finding.host_offset->bytes / size * size;
-    if (finding.code == FindingCode::kL2TableLost && finding.confidence == Confidence::kCertain) {
-      add(finding, offset, finding.l1_index.value_or(0));
-    }
-    if (finding.code != FindingCode::kMetadataOverlap) continue;
-    if (std::none_of(finding.owners.begin(), finding.owners.end(), [&](const Owner& owner) {
-          return LosesTo(owner.structure) &&
-                 !IsInDoubt(state_, plan_.image(), owner, *finding.host_offset);
-        })) {
-      continue;
-    }
-    for (const L2Table& table : state_.l2_tables) {
-      if (table.offset_bytes == offset && !HasProof(offset)) add(finding, offset, table.l1_index);
-    }
-  }
-  return lost;
-}
 
 SavedTable LostTablePlanner::Save(uint64_t table_bytes) const {
   std::vector<uint8_t> old(geometry_.cluster_size());
@@ -225,7 +166,9 @@ void LostTablePlanner::Switch(const Replacement& replacement) {
 
 void LostTablePlanner::Run() {
   if (state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_)) return;
-  for (const LostTable& lost : Collect()) Plan(lost);
+  for (const LostTable& lost : FindLostTables(state_, plan_.image(), structures_.stored())) {
+    Plan(lost);
+  }
   // New tables and zeroed slots each bring their refcounts: one after the other.
   if (replacements_.empty()) {
     zeros_.Commit();

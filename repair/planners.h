@@ -11,6 +11,9 @@
 
 namespace qcow2check {
 
+// Header: how long the refcount table is, where the length makes no sense.
+void PlanRefcountTableLength(CheckState& state, PlanBuilder& plan);
+
 // Header: the true place and size of the active L1 table; a larger one for a larger disk.
 void PlanL1Table(CheckState& state, PlanBuilder& plan);
 

@@ -183,7 +183,10 @@ bool RefcountStructures::Commit(const PlanReason& reason) {
     }
     return false;
   }
-  for (const auto& [index, cluster] : new_blocks_) WriteBlock(index, cluster, reason);
+  for (const auto& [index, cluster] : new_blocks_) {
+    WriteBlock(index, cluster, reason);
+    if (!all_new_) plan_.ExpectOldBlock(index);
+  }
   for (const auto& [cluster, refcount] : space_.taken()) {
     if (!all_new_ && !new_blocks_.contains(cluster / block_entries_)) {
       stored_.Set(cluster, 1, refcount, reason);
@@ -228,7 +231,8 @@ bool RefcountStructures::IsReplaced(uint64_t cluster) const {
   if (!all_new_ || state_.expected->Get(cluster) != 1) return false;
   const int bits = state_.geo().cluster_bits;
   const uint64_t table = state_.header.refcount_table_offset >> bits;
-  if (cluster - table < state_.header.refcount_table_clusters) return true;
+  const bool table_is_known = !state_.findings.Has(FindingCode::kRefcountTableInvalid);
+  if (table_is_known && cluster - table < state_.header.refcount_table_clusters) return true;
   return std::any_of(stored_.blocks().begin(), stored_.blocks().end(),
                      [&](const auto& block) { return block.second >> bits == cluster; });
 }

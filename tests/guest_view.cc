@@ -294,8 +294,10 @@ ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRang
     }
     const bool was_data =
         !before.host_offset.has_value() || views.data_clusters.contains(*before.host_offset);
-    const bool may_change = before != was || !through_a_table;
-    const bool same_as_it_was = now == before || now == views.with_true_l1.At(offset);
+    const GuestUnit with_true_l1 = views.with_true_l1.At(offset);
+    const bool may_change = before != was || with_true_l1 != was || !through_a_table;
+    const bool same_as_it_was =
+        now == before || now == with_true_l1 || now == views.with_true_header.At(offset);
     if (may_change && (same_as_it_was || !was_data || !through_a_table)) continue;
     wrong[absl::StrFormat("read %s undamaged, %s before the repair and %s after it", Words(was),
                           before == was ? "the same" : Words(before), Words(now))]

@@ -77,6 +77,8 @@ struct ViewsOfRepair {
   // With the damaged L2 tables, but the pointers to them as they were undamaged: what a repair
   // finds that has proven these pointers.
   GuestView with_true_l1;
+  // The same with only the header undamaged.
+  GuestView with_true_header;
   GuestView repaired;
   // Host offsets in the undamaged image.
   std::set<uint64_t> data_clusters;

@@ -115,8 +115,9 @@ class CompareOneUnit : public ::testing::Test {
   }
   static ViewsOfRepair Views(GuestUnit was, GuestUnit before, GuestUnit with_true_l1,
                              GuestUnit now) {
-    return {ViewOfOne(was), ViewOfOne(before), ViewOfOne(with_true_l1),
-            ViewOfOne(now), {0x1000, 0x2000},  {0x8000}};
+    return {ViewOfOne(was),    ViewOfOne(before), ViewOfOne(with_true_l1),
+            ViewOfOne(before), ViewOfOne(now),    {0x1000, 0x2000},
+            {0x8000}};
   }
   static ViewChanges Compare(GuestUnit was, GuestUnit before, GuestUnit now,
                              const std::vector<GuestRange>& lost = {}) {

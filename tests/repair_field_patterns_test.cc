@@ -52,8 +52,9 @@ struct Pattern {
 const Pattern kPatterns[] = {
     // Nothing says which of the four L1 entries an L2 table belongs to.
     {"l1-zeroed", 0, 0, Verdict::kCorrupt, 514},
-    // Nothing says which guest cluster a data cluster belongs to.
-    {"l2-zeroed", kHalf, kHalf, Verdict::kLeaks, 257},
+    // Nothing says which guest cluster a data cluster belongs to. A table of zeros may also be one
+    // that maps nothing: it stays.
+    {"l2-zeroed", kHalf, kHalf, Verdict::kCorrupt, 256},
     {"l2-has-refcount-block", kHalf, kHalf, Verdict::kLeaks, 257},
     {"l2-has-text", kHalf, kHalf, Verdict::kLeaks, 257},
     {"header-text", 0, 0, Verdict::kCorrupt},
@@ -76,7 +77,8 @@ const Pattern kPatterns[] = {
     {"torn-l2-second-half-zero", kAll - 128, kAll - 128, Verdict::kCorrupt, 128},
     {"garbage-refcount-block", kAll, kAll, Verdict::kClean},
     {"refcount-table-to-data", kAll, kAll, Verdict::kClean},
-    {"snapshot-table-garbage", kAll, kAll, Verdict::kCorrupt},
+    // The cluster of the table itself is kept.
+    {"snapshot-table-garbage", kAll, kAll, Verdict::kCorrupt, 1},
     {"l1-offset-wrong", 0, kAll, Verdict::kClean},
     {"virtual-size-grown", kAll, kAll, Verdict::kClean},
     {"lazy-refcounts-stale", kAll, kAll, Verdict::kClean},

@@ -279,11 +279,13 @@ class Promises {
     lost.insert(lost.end(), result.after.lost_guest_ranges.begin(),
                 result.after.lost_guest_ranges.end());
     const std::vector<uint8_t> with_true_l1 = WithTrueL1();
-    outcome_.disk = CompareViews(
-        {ReadDisk(View(sound_.bytes), end), ReadDisk(View(damaged_), end),
-         ReadDisk(View(with_true_l1), end), ReadDisk(View(outcome_.repaired.bytes), end),
-         sound_.places.data_clusters, sound_.places.l2_tables},
-        lost);
+    const std::vector<uint8_t> with_true_header = WithTrueHeader();
+    outcome_.disk =
+        CompareViews({ReadDisk(View(sound_.bytes), end), ReadDisk(View(damaged_), end),
+                      ReadDisk(View(with_true_l1), end), ReadDisk(View(with_true_header), end),
+                      ReadDisk(View(outcome_.repaired.bytes), end), sound_.places.data_clusters,
+                      sound_.places.l2_tables},
+                     lost);
     if (!outcome_.disk.violations.empty()) {
       Break("The guest reads what it read, or better", outcome_.disk.violations);
     }
@@ -294,14 +296,15 @@ class Promises {
     const std::vector<GuestView> sound = ReadSnapshots(View(sound_.bytes));
     const std::vector<uint8_t> with_true_l1 = WithTrueL1();
     std::vector<std::vector<GuestView>> others;
+    const std::vector<uint8_t> with_true_header = WithTrueHeader();
     for (const std::vector<uint8_t>* image :
-         {&damaged_, &with_true_l1, &std::as_const(outcome_.repaired.bytes)}) {
+         {&damaged_, &with_true_l1, &with_true_header, &std::as_const(outcome_.repaired.bytes)}) {
       others.push_back(ReadSnapshots(View(*image), MappedBytes(sound)));
       others.back().resize(std::max(others.back().size(), sound.size()));
     }
     for (size_t i = 0; i < sound.size(); ++i) {
       const ViewChanges changes =
-          CompareViews({sound[i], others[0][i], others[1][i], others[2][i],
+          CompareViews({sound[i], others[0][i], others[1][i], others[2][i], others[3][i],
                         sound_.places.data_clusters, sound_.places.l2_tables},
                        {{0, ~uint64_t{0}}});
       outcome_.snapshots.units += changes.units;
@@ -313,18 +316,22 @@ class Promises {
     }
   }
 
+  void Restore(uint64_t offset, uint64_t length, std::vector<uint8_t>& image) const {
+    image.resize(std::max(image.size(), sound_.bytes.size()));
+    std::copy_n(sound_.bytes.begin() + static_cast<int64_t>(offset), length,
+                image.begin() + static_cast<int64_t>(offset));
+  }
+  std::vector<uint8_t> WithTrueHeader() const {
+    std::vector<uint8_t> image = damaged_;
+    Restore(0, sound_.places.geometry.cluster_size(), image);
+    return image;
+  }
   // The damaged image with everything above the L2 tables as it was.
   std::vector<uint8_t> WithTrueL1() const {
-    std::vector<uint8_t> image = damaged_;
-    image.resize(std::max(damaged_.size(), sound_.bytes.size()));
-    const auto restore = [&](uint64_t offset, uint64_t length) {
-      std::copy_n(sound_.bytes.begin() + static_cast<int64_t>(offset), length,
-                  image.begin() + static_cast<int64_t>(offset));
-    };
-    restore(0, sound_.places.geometry.cluster_size());
+    std::vector<uint8_t> image = WithTrueHeader();
     for (const PlacedTable& table : sound_.places.tables) {
       const bool above = table.kind == PlaceKind::kL1 || table.kind == PlaceKind::kSnapshotTable;
-      if (above) restore(table.offset, table.length);
+      if (above) Restore(table.offset, table.length, image);
     }
     return image;
   }
