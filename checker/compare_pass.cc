@@ -71,6 +71,7 @@ class Comparison {
   void CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries);
   void CompareCluster(uint64_t cluster, uint64_t stored);
   void CountPastEnd(uint64_t cluster, uint64_t stored);
+  bool MappingMayBeLost(uint64_t stored, uint64_t expected) const;
   void AskAboutCopied(uint64_t cluster, const StoredWord& stored);
   void AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t stored, uint64_t expected,
                           uint64_t count);
@@ -124,6 +125,16 @@ void Comparison::AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t
                        .expected = expected});
 }
 
+// A small count for what nothing references says more about the mapping than about the block.
+// Narrow counts are always small.
+bool Comparison::MappingMayBeLost(uint64_t stored, uint64_t expected) const {
+  constexpr uint64_t kSmall = 16;
+  constexpr int kNarrow = 3;
+  const bool may_be_lost =
+      order_ > kNarrow || !state_.coverage.complete() || state_.l2_tables.empty();
+  return expected == 0 && stored <= kSmall && may_be_lost;
+}
+
 void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
   if (stored == 0) return;
   if (cluster < state_.tracked_clusters && state_.past_end->Contains(cluster)) {
@@ -148,7 +159,7 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
     state_.mismatched->Insert(cluster);
   }
   if (stored == expected) return;
-  ++block_mismatches_;
+  if (!MappingMayBeLost(stored, expected)) ++block_mismatches_;
   state_.mismatched->Insert(cluster);
   if (stored < expected) {
     const FindingCode code = lazy_         ? FindingCode::kRefcountLazy

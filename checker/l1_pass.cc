@@ -284,8 +284,8 @@ void L1Walk::WalkMisaligned(const L1Table& table, uint64_t index, uint64_t entry
   const uint64_t cluster_size = state_.geo().cluster_size();
   const uint64_t offset = EntryOffset(entry);
   const uint64_t rounded = offset & ~(cluster_size - 1);
-  const bool proven =
-      rounded < state_.file.size_bytes() && rounded != 0 && ProvesToBeL2Table(state_, rounded);
+  const bool proven = rounded < state_.file.size_bytes() && rounded != 0 &&
+                      ProvesToBeL2Table(state_, rounded, /*may_be_cut_off=*/true);
   AddToEntry(FindingCode::kL2TableMisaligned, table, index, entry, weight,
              proven ? absl::StrFormat("slot %d points to 0x%x; the L2 table is at 0x%x", index,
                                       offset, rounded)

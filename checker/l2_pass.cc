@@ -295,6 +295,11 @@ void L2Walk::WalkCompressed(uint64_t entry, uint64_t bitmap_word) {
   if (state_.IsOutside(range.offset_bytes, range.length_bytes)) {
     Add(FindingCode::kCompressedPastEnd, table_->weight,
         absl::StrFormat("the file ends at 0x%x", file_bytes_));
+    for (uint64_t cluster = range.offset_bytes >> cluster_bits_;
+         cluster <= (range.end_bytes() - 1) >> cluster_bits_ && cluster < state_.tracked_clusters;
+         ++cluster) {
+      if (cluster >= state_.file_clusters) state_.past_end->Insert(cluster);
+    }
     return;
   }
   if (range.end_bytes() >= file_bytes_ + kSectorBytes) {

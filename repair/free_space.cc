@@ -16,7 +16,7 @@ std::optional<uint64_t> FreeSpace::Take(uint64_t count, uint64_t refcount) {
 }
 
 std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
-  if (plan_.options().fixed_size) return std::nullopt;
+  if (plan_.options().fixed_size || EndIsInDoubt()) return std::nullopt;
   const uint64_t size = state_.geo().cluster_size();
   const uint64_t first = DivideRoundingUp(plan_.image().size_bytes(), size);
   // Where a damaged pointer leads, our structures would look like what it points to.
@@ -27,6 +27,23 @@ std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
   }
   plan_.GrowTo((first + count) * size);
   return first;
+}
+
+// The file may have been cut off, and tables whose place is not known yet may have led behind the
+// end: they must not lead to our structures.
+bool FreeSpace::EndIsInDoubt() const {
+  const uint64_t size = state_.geo().cluster_size();
+  const uint64_t end = plan_.old_size_bytes() / size;
+  if (refcounts_.HasBlockFor(end) && !plan_.old_blocks().contains(refcounts_.TableIndexOf(end))) {
+    return false;
+  }
+  for (const FindingCode code :
+       {FindingCode::kL1OffsetInvalid, FindingCode::kL1Lost, FindingCode::kL1EntryWithoutOffset,
+        FindingCode::kL2TableMisaligned, FindingCode::kL2TablePastEnd,
+        FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotL1Invalid}) {
+    if (state_.findings.Has(code)) return true;
+  }
+  return false;
 }
 
 std::optional<uint64_t> FreeSpace::FindInside(uint64_t count) {

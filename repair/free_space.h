@@ -38,6 +38,7 @@ class FreeSpace {
  private:
   std::optional<uint64_t> TakeAtEnd(uint64_t count);
   std::optional<uint64_t> FindInside(uint64_t count);
+  bool EndIsInDoubt() const;
   bool IsFree(uint64_t cluster) const;
 
   const CheckState& state_;

@@ -85,7 +85,9 @@ void OrphanEvidence::SetTablesAside() {
       ++(IsCopied(entry) == (stored_.Get(cluster) == 1) ? agree : disagree);
       copied += IsCopied(entry) ? 1 : 0;
     }
-    if (agree >= disagree && (copied != 0 || !state_.snapshots.empty())) tables.push_back(table);
+    if (agree < disagree || (copied == 0 && state_.snapshots.empty())) continue;
+    tables.push_back(table);
+    flags_agree_ &= disagree == 0;
   }
   tables_ = std::move(tables);
 }
@@ -108,6 +110,10 @@ bool OrphanEvidence::HoldsOldRefcounts(uint64_t offset_bytes) const {
   return is_block ||
          (plan_.image().ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(cluster)).ok() &&
           IsOldRefcountTable(state_, cluster));
+}
+
+bool OrphanEvidence::FlagFits(uint64_t entry, uint64_t offset_bytes) const {
+  return IsCopied(entry) == (stored_.Get(offset_bytes >> state_.geo().cluster_bits) == 1);
 }
 
 Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence) const {
@@ -180,6 +186,16 @@ std::optional<Explanation> OrphanEvidence::FromBothNeighbours(const EntryAt& at)
                                          *after));
 }
 
+// Whether the refcounts of all other clusters are right.
+bool OrphanEvidence::IsOnlyMismatch(uint64_t offset_bytes) const {
+  bool others = false;
+  state_.mismatched->ForEach([&](uint64_t cluster) {
+    others |=
+        cluster != offset_bytes >> state_.geo().cluster_bits && cluster < state_.file_clusters;
+  });
+  return !others;
+}
+
 std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const {
   if (!IsCompressed(at.entry) && WasCutOff(EntryOffset(at.entry))) return std::nullopt;
   // What looks compressed was either that, or has that one bit wrong.
@@ -195,7 +211,8 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
   for (int bit = 1; bit < 64; ++bit) {
     const uint64_t candidate = at.entry ^ (uint64_t{1} << bit);
     if (IsCompressed(candidate) || (candidate & kStandardL2ReservedMask) != 0) continue;
-    if (IsOrphan(EntryOffset(candidate))) one_bit.insert(EntryOffset(candidate));
+    const uint64_t offset = EntryOffset(candidate);
+    if (IsOrphan(offset) && (!at.active || FlagFits(at.entry, offset))) one_bit.insert(offset);
   }
   if (between && (one_bit.empty() || one_bit.contains(between->offset_bytes))) return between;
   if (between) return std::nullopt;
@@ -225,7 +242,7 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
       damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 && one_bit.empty() &&
       state_.orphans.size() == 1) {
     const uint64_t offset = state_.orphans.front().first_cluster << state_.geo().cluster_bits;
-    if (!IsOrphan(offset)) return std::nullopt;
+    if (!IsOrphan(offset) || !IsOnlyMismatch(offset)) return std::nullopt;
     return Explain(offset, absl::StrFormat("0x%x is the only unreferenced cluster, and this the "
                                            "only damaged pointer",
                                            offset));
@@ -239,7 +256,7 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
   bool several = false;
   for (const uint64_t table : tables_) {
     const uint64_t difference = EntryOffset(entry) ^ table;
-    if ((difference & (difference - 1)) != 0) continue;
+    if ((difference & (difference - 1)) != 0 || !FlagFits(entry, table)) continue;
     several = one_bit.has_value();
     one_bit = table;
   }
@@ -248,7 +265,7 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
                                              "table at 0x%x",
                                              *one_bit));
   }
-  if (tables_.size() == 1 && damaged_l1_entries_ == 1 && snapshots_are_known()) {
+  if (tables_.size() == 1 && flags_agree_ && damaged_l1_entries_ == 1 && snapshots_are_known()) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "
                                                     "damaged pointer",

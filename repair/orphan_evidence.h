@@ -30,6 +30,7 @@ struct EntryAt {
   uint64_t place_bytes = 0;  // in the file
   uint64_t l2_index = 0;
   uint64_t entry = 0;
+  bool active = true;  // in a table of the active disk, whose COPIED flags mean something
 };
 
 class OrphanEvidence {
@@ -41,7 +42,7 @@ class OrphanEvidence {
   std::optional<Explanation> ForDataEntry(const EntryAt& at) const;
   // For one of several entries that lead to the same place: only what its neighbours say.
   std::optional<Explanation> FromBothNeighbours(const EntryAt& at) const;
-  // For an L1 entry that leads to no L2 table.
+  // For an entry of the active L1 table that leads to no L2 table.
   std::optional<Explanation> ForL1Entry(uint64_t entry) const;
 
   // Whether the cluster is an orphan that may be guest data.
@@ -57,11 +58,14 @@ class OrphanEvidence {
   // What the next entry in use before or behind says: the place that follows its cluster, or
   // comes before it.
   std::optional<uint64_t> Neighbour(const EntryAt& at, int direction) const;
+  // Whether the COPIED flag is what an entry that leads there has.
+  bool FlagFits(uint64_t entry, uint64_t offset_bytes) const;
   Explanation Explain(uint64_t offset_bytes, std::string evidence) const;
   void FindEndsOfFile();
   // A pointer behind the end of the file whose target has a refcount was right once: the file
   // was cut off. So was one of several that lead right behind the end.
   bool WasCutOff(uint64_t offset_bytes) const;
+  bool IsOnlyMismatch(uint64_t offset_bytes) const;
   bool HoldsOldRefcounts(uint64_t offset_bytes) const;
 
   const CheckState& state_;
@@ -70,6 +74,7 @@ class OrphanEvidence {
   const bool snapshots_are_known_;
   ClusterSet orphans_;
   std::vector<uint64_t> tables_;
+  bool flags_agree_ = true;  // all COPIED flags in tables_ say what the refcounts say
   uint64_t damaged_l1_entries_ = 0;
   uint64_t damaged_l2_entries_ = 0;
   uint64_t cut_off_end_bytes_ = 0;  // up to where pointers lead that the end of the file cut off

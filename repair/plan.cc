@@ -188,7 +188,10 @@ std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
     RunPasses(state, "orphans");
     const std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     if (round == kMostRounds) return NoEnd(file);
-    if (round == 0 && state.geometry && HasLostPointers(state)) plan.ExpectLosses();
+    if (round == 0 && state.geometry &&
+        (HasLostPointers(state) || state.findings.Has(FindingCode::kOrphanL2Table))) {
+      plan.ExpectLosses();
+    }
     const uint64_t before = plan.writes();
     if (round == 0 && evidence == Evidence::kNote && !PlanNote(state, plan)) return std::nullopt;
     if (plan.writes() != before) continue;

@@ -94,6 +94,9 @@ class EntryPlanner {
   void FixL1Flags(const FoundEntry& at);
   void FixL2Target(const FoundEntry& at);
   void FixL2Flags(const FoundEntry& at);
+  static EntryAt EvidenceAt(const FoundEntry& at) {
+    return {at.place_bytes, at.l2_index, at.entry, !at.finding.snapshot.has_value()};
+  }
   bool IsSoundZeroEntry(uint64_t entry) const;
   void FixMisalignedData(const FoundEntry& at);
   void FixCompressed(const FoundEntry& at);
@@ -103,6 +106,8 @@ class EntryPlanner {
   void RelinkLostTable(const LostTable& lost, bool certain);
   bool OnlyOrphanTableMaps(uint64_t cluster_bytes) const;
   bool Decompresses(uint64_t entry) const;
+  bool MissesReferences(const CompressedRange& range) const;
+  std::optional<uint64_t> AsLongAsItsData(uint64_t entry) const;
   std::optional<uint64_t> FlipToCompressedData(uint64_t entry) const;
   bool PointsIntoFile(uint64_t entry) const {
     const uint64_t offset = EntryOffset(entry);
@@ -268,6 +273,11 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
     case FindingCode::kDataMisaligned:
       return FixMisalignedData(at);
     case FindingCode::kCompressedPastEnd:
+      if (const std::optional<uint64_t> entry = AsLongAsItsData(at.entry)) {
+        Set(at, *entry, "the data decompresses, and is shorter than the entry says",
+            RepairAction::kRewriteEntry);
+        return;
+      }
       if (const std::optional<uint64_t> entry = FlipToCompressedData(at.entry)) {
         Set(at, *entry, "one flipped bit away from compressed data that decompresses",
             RepairAction::kRelink);
@@ -277,11 +287,39 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
     default:
       break;
   }
-  Relink(at, evidence_.ForDataEntry({at.place_bytes, at.l2_index, at.entry}));
+  Relink(at, evidence_.ForDataEntry(EvidenceAt(at)));
 }
 
-// The only entry one bit away that leads to compressed data in clusters that hold such data, or
-// that nothing else references.
+// Whether the refcounts of all clusters that the data touches tell of one reference more.
+bool EntryPlanner::MissesReferences(const CompressedRange& range) const {
+  const int bits = geometry_.cluster_bits;
+  const uint64_t last = (range.offset_bytes + range.length_bytes - 1) >> bits;
+  for (uint64_t cluster = range.offset_bytes >> bits; cluster <= last; ++cluster) {
+    if (stored_.Get(cluster) <= state_.expected->Get(cluster)) return false;
+  }
+  return true;
+}
+
+// The entry with the length of the data that is there, if only its length leads behind the end of
+// the file.
+std::optional<uint64_t> EntryPlanner::AsLongAsItsData(uint64_t entry) const {
+  const CompressedRange range = DecodeCompressed(entry, geometry_.cluster_bits);
+  const uint64_t end = std::min(range.end_bytes(), state_.file.size_bytes());
+  if (range.offset_bytes >= end || geometry_.cluster_size() > kMaxPieceBytes) return std::nullopt;
+  std::vector<uint8_t> input(end - range.offset_bytes), output(geometry_.cluster_size());
+  if (!plan_.image().ReadAt(HostOffset{range.offset_bytes}, absl::MakeSpan(input)).ok()) {
+    return std::nullopt;
+  }
+  const auto type = static_cast<CompressionType>(state_.header.compression_type);
+  const DecompressResult result = DecompressCluster(input, type, absl::MakeSpan(output));
+  const CompressedRange true_range = {range.offset_bytes, result.consumed_bytes};
+  if (!result.error.empty() || result.consumed_bytes == 0 || !MissesReferences(true_range)) {
+    return std::nullopt;
+  }
+  return EncodeCompressed(true_range, geometry_.cluster_bits);
+}
+
+// The only entry one bit away that leads to compressed data whose clusters miss a reference.
 std::optional<uint64_t> EntryPlanner::FlipToCompressedData(uint64_t entry) const {
   if (state_.findings.Has(FindingCode::kFileTruncated)) return std::nullopt;
   std::optional<uint64_t> found;
@@ -289,10 +327,7 @@ std::optional<uint64_t> EntryPlanner::FlipToCompressedData(uint64_t entry) const
     const uint64_t candidate = entry ^ (uint64_t{1} << bit);
     const CompressedRange range = DecodeCompressed(candidate, geometry_.cluster_bits);
     if (IsCopied(candidate) || state_.IsOutside(range.offset_bytes, range.length_bytes)) continue;
-    const uint64_t cluster = range.offset_bytes >> geometry_.cluster_bits;
-    const bool fits = stored_.Get(cluster) != 0 &&
-                      (state_.expected->Get(cluster) == 0 || state_.compressed->Contains(cluster));
-    if (!fits || !Decompresses(candidate)) continue;
+    if (!MissesReferences(range) || !Decompresses(candidate)) continue;
     if (found) return std::nullopt;
     found = candidate;
   }
@@ -310,6 +345,16 @@ void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
         RepairAction::kRelink);
     return;
   }
+  const uint64_t compressed = at.entry | kCompressedBit;
+  const uint64_t first = DecodeCompressed(compressed, geometry_.cluster_bits).offset_bytes;
+  if (!IsCopied(at.entry) && state_.compressed->Contains(first >> geometry_.cluster_bits) &&
+      Decompresses(compressed)) {
+    Set(at, compressed,
+        "with the flag that says compressed, one flipped bit away, it leads to "
+        "compressed data that decompresses",
+        RepairAction::kRelink);
+    return;
+  }
   const uint64_t rounded = EntryOffset(at.entry) & ~(geometry_.cluster_size() - 1);
   const uint64_t cluster = rounded >> geometry_.cluster_bits;
   const bool counted = cluster < state_.file_clusters && stored_.Get(cluster) != 0 &&
@@ -321,7 +366,7 @@ void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
         RepairAction::kRelink);
     return;
   }
-  Relink(at, evidence_.ForDataEntry({at.place_bytes, at.l2_index, at.entry}));
+  Relink(at, evidence_.ForDataEntry(EvidenceAt(at)));
 }
 
 bool EntryPlanner::Decompresses(uint64_t entry) const {
@@ -374,7 +419,8 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
     }
     uint8_t bytes[8];
     if (!plan_.image().ReadAt(*owner.entry_offset, bytes).ok()) continue;
-    const EntryAt at = {owner.entry_offset->bytes, owner.l2_index.value_or(0), Load64(bytes)};
+    const EntryAt at = {owner.entry_offset->bytes, owner.l2_index.value_or(0), Load64(bytes),
+                        !owner.snapshot.has_value()};
     const std::optional<Explanation> explanation = finding.code == FindingCode::kDataOnMetadata
                                                        ? evidence_.ForDataEntry(at)
                                                        : evidence_.FromBothNeighbours(at);

@@ -38,6 +38,7 @@ class L1Planner {
   bool LooksLost() const;
   std::vector<OrphanRun> Unreferenced() const;
   bool IsL1Table(uint64_t offset_bytes);
+  bool CouldBeDamagedL1(uint64_t offset_bytes) const;
   bool EntriesFit(absl::Span<const uint8_t> table) const;
   std::optional<std::vector<uint8_t>> ReadTable(uint64_t offset_bytes, uint64_t entries) const;
   bool MayGrowInPlace(uint64_t entries) const;
@@ -104,6 +105,24 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
   return any_copied;
 }
 
+// Something is mapped, and half of the entries in use have the form of one, wherever they lead.
+bool L1Planner::CouldBeDamagedL1(uint64_t offset_bytes) const {
+  const std::optional<std::vector<uint8_t>> table = ReadTable(offset_bytes, state_.header.l1_size);
+  if (!table) return false;
+  uint64_t used = 0, well_formed = 0;
+  for (size_t at = 0; at < table->size(); at += 8) {
+    const uint64_t entry = Load64(&(*table)[at]);
+    if (entry == 0) continue;
+    const uint64_t offset = EntryOffset(entry);
+    ++used;
+    well_formed +=
+        (entry & kL1ReservedMask) == 0 && offset != 0 && IsAligned(offset, geometry_.cluster_size())
+            ? 1
+            : 0;
+  }
+  return used != 0 && well_formed * 2 >= used;
+}
+
 // The header's pointer is to be doubted, and what the pointers of snapshots lead to is not.
 bool L1Planner::LooksLost() const {
   if (SnapshotsAreInDoubt(state_, plan_.image())) return false;
@@ -130,6 +149,7 @@ void L1Planner::FindTrueTable() {
   if (state_.header.l1_size == 0 || !LooksLost()) return;
   const uint64_t size = geometry_.cluster_size();
   std::vector<uint64_t> candidates, one_bit;
+  bool damaged_one_bit = false;
   uint64_t left = kSearchBytes / size;
   std::vector<uint8_t> start(std::min<uint64_t>(size, 512));
   for (const OrphanRun& run : Unreferenced()) {
@@ -140,11 +160,15 @@ void L1Planner::FindTrueTable() {
       const bool empty =
           std::all_of(start.begin(), start.begin() + static_cast<int64_t>(entries * 8),
                       [](uint8_t byte) { return byte == 0; });
-      if (!empty && !EntriesFit(absl::MakeConstSpan(start).first(entries * 8))) continue;
-      if (!IsL1Table(offset)) continue;
-      candidates.push_back(offset);
       const uint64_t difference = offset ^ state_.header.l1_table_offset;
-      if ((difference & (difference - 1)) == 0) one_bit.push_back(offset);
+      const bool is_one_bit = (difference & (difference - 1)) == 0;
+      const bool fits = empty || EntriesFit(absl::MakeConstSpan(start).first(entries * 8));
+      if (!fits || !IsL1Table(offset)) {
+        damaged_one_bit |= is_one_bit && CouldBeDamagedL1(offset);
+        continue;
+      }
+      candidates.push_back(offset);
+      if (is_one_bit) one_bit.push_back(offset);
     }
   }
   const Finding* why = Find(FindingCode::kL1OffsetInvalid);
@@ -154,6 +178,12 @@ void L1Planner::FindTrueTable() {
   if (why == nullptr) why = Find(FindingCode::kL2TableMisaligned);
   if (why == nullptr) why = Find(FindingCode::kL2TablePastEnd);
   if (why == nullptr || candidates.empty()) return;
+  if (one_bit.empty() && damaged_one_bit) {
+    plan_.Decline(why->code, why->host_offset,
+                  "what could be the L1 table is not one flipped bit away, and what is has entries "
+                  "that cannot be right");
+    return;
+  }
   if (candidates.size() > 1 && one_bit.size() != 1) {
     plan_.Decline(why->code, why->host_offset,
                   absl::StrCat(candidates.size(), " unreferenced clusters could be the L1 table"));
@@ -196,7 +226,9 @@ void L1Planner::Shorten() {
     ++used;
     sound += EntriesFit(absl::MakeConstSpan(*table).subspan(at, 8)) ? 1 : 0;
   }
-  if (sound * 2 < used) return;
+  // Otherwise the place may be wrong, and not the length; but not if that makes no sense at all.
+  const bool is_absurd = state_.header.l1_size / 8 > needed + kSectorBytes;
+  if (sound * 2 < used && !is_absurd) return;
   PlanReason reason = ReasonFor(
       *why, absl::StrFormat("the disk needs %d entries; what lies behind them are none", needed));
   reason.action = RepairAction::kRewriteEntry;

@@ -288,7 +288,9 @@ ViewChanges CompareViews(const ViewsOfRepair& views, const std::vector<GuestRang
     const bool through_a_table =
         before.read != GuestRead::kData || views.l2_tables.contains(before.table_offset);
     const bool was_right = before == was && was.read != GuestRead::kNothing && through_a_table;
-    if (!was_right && zeros && Covers(lost, offset)) {
+    const bool gives_up =
+        zeros || (before.read == GuestRead::kError && was.read == GuestRead::kNothing);
+    if (!was_right && gives_up && Covers(lost, offset)) {
       ++changes.lost;
       continue;
     }

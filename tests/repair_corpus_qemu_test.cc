@@ -49,12 +49,23 @@ std::string Words(const Result& result) {
                          result.exit_code, result.readable, result.data.after, result.data.before);
 }
 
+// All that is wrong is in the snapshot table, but for the L2 tables of the snapshots.
+bool OnlySnapshotTableIsLeft(const Report& report) {
+  return std::all_of(report.findings.begin(), report.findings.end(), [](const Finding& finding) {
+    return InfoOf(finding.code).tally != Tally::kCorruptions ||
+           finding.structure == Structure::kSnapshotTable ||
+           finding.code == FindingCode::kOrphanL2Table;
+  });
+}
+
 // Fewer units to read, or fewer clusters kept for as many, or a worse state for as much data. Leaks
-// that are held back are no worse state: that nothing of value is in them is luck.
-bool IsWorse(const Result& ours, const Result& qemus) {
+// that are held back are no worse state: that nothing of value is in them is luck. Nor is a
+// snapshot table that cannot be read: qemu-img makes one up from what is left, which is clean, and
+// has lost the names or the snapshots.
+bool IsWorse(const Result& ours, const Result& qemus, const Report& after) {
   if (ours.readable != qemus.readable) return ours.readable < qemus.readable;
   if (ours.data.after != qemus.data.after) return ours.data.after < qemus.data.after;
-  return ours.rank() > qemus.rank() && ours.exit_code != 3;
+  return ours.rank() > qemus.rank() && ours.exit_code != 3 && !OnlySnapshotTableIsLeft(after);
 }
 // qemu-img freed what ours holds back, and nothing of it was missed.
 bool HeldBackForNothing(const Result& ours, const Result& qemus) {
@@ -208,7 +219,7 @@ std::string TryBoth(const CorpusImage& image, const std::vector<uint8_t>& damage
   if (after.verdict == Verdict::kLeaks && ours.rank() > 1 && !image.encrypted) {
     absl::StrAppend(&wrong, "qemu-img does not agree that there are only leaks\n");
   }
-  if (IsWorse(ours, qemus)) absl::StrAppend(&wrong, "qemu-img's result is better\n");
+  if (IsWorse(ours, qemus, after)) absl::StrAppend(&wrong, "qemu-img's result is better\n");
   if (ours.clean() && !image.encrypted) {
     CorpusImage result = image;
     result.bytes = repaired.bytes;
