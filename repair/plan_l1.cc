@@ -87,9 +87,10 @@ bool L1Planner::EntriesFit(absl::Span<const uint8_t> table) const {
 bool L1Planner::IsL1Table(uint64_t offset_bytes) {
   const std::optional<std::vector<uint8_t>> table = ReadTable(offset_bytes, state_.header.l1_size);
   if (!table || !EntriesFit(*table)) return false;
-  // Refcount tables look alike, but have no COPIED flags.
+  // Refcount tables and bitmap directories look alike, but have no COPIED flags.
   const StoredRefcounts stored(state_, plan_);
-  bool any_copied = !state_.snapshots.empty();
+  const bool refcounts_known = !stored.blocks().empty();
+  uint64_t used = 0, copied = 0, agree = 0;
   for (size_t at = 0; at < table->size(); at += 8) {
     const uint64_t entry = Load64(&(*table)[at]);
     const uint64_t offset = EntryOffset(entry);
@@ -98,11 +99,11 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
         WasRefcountBlock(state_, plan_.image(), offset)) {
       return false;
     }
-    const bool is_one =
-        stored.blocks().empty() || stored.Get(offset >> geometry_.cluster_bits) == 1;
-    any_copied |= IsCopied(entry) && is_one;
+    ++used;
+    copied += IsCopied(entry) ? 1 : 0;
+    agree += IsCopied(entry) == (stored.Get(offset >> geometry_.cluster_bits) == 1) ? 1 : 0;
   }
-  return any_copied;
+  return refcounts_known ? agree * 2 > used : copied != 0 || !state_.snapshots.empty();
 }
 
 // Something is mapped, and half of the entries in use have the form of one, wherever they lead.
