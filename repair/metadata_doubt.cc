@@ -47,6 +47,8 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
 struct RefcountScan {
   uint64_t used = 0;     // counts that are not 0
   uint64_t strange = 0;  // of these, those that no accident leaves
+  uint64_t right = 0;    // of these, those that are the number of references
+  bool counts_itself = true;
   bool readable = true;
 };
 
@@ -57,6 +59,7 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
   std::vector<uint8_t> bytes(std::min(size, kMaxPieceBytes));
   const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
   const uint64_t most = kSmallRefcount + state.snapshots.size();
+  const uint64_t own = block.offset_bytes >> geometry.cluster_bits;
   const bool was_cut_off = state.findings.Has(FindingCode::kFileTruncated);
   RefcountScan scan;
   for (uint64_t begin = 0; begin < size; begin += bytes.size()) {
@@ -66,11 +69,13 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
     const uint64_t first_here = first + (begin * 8 >> geometry.refcount_order);
     for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
       const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
-      if (count == 0) continue;
       const uint64_t cluster = SaturatingAdd(first_here, i);
+      if (count == 0 && cluster == own) scan.counts_itself = false;
+      if (count == 0) continue;
       const bool in_file = cluster < state.file_clusters;
       const uint64_t expected = in_file ? state.expected->Get(cluster) : 0;
       ++scan.used;
+      scan.right += count == expected ? 1 : 0;
       scan.strange += (!in_file && !was_cut_off) || count > std::max(most, expected) ? 1 : 0;
     }
   }
@@ -81,7 +86,12 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
 
 bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
   const RefcountScan scan = ScanRefcounts(state, image, block);
-  return scan.readable && scan.strange * 4 <= scan.used;
+  // Narrow counts are never strange, but a block counts itself, and has something right.
+  // Zeros that something else uses, too, are its zeros.
+  const uint64_t own = block.offset_bytes >> state.geo().cluster_bits;
+  const bool is_right = scan.used == 0 ? state.expected->Get(own) <= 1
+                                       : scan.counts_itself || scan.right * 2 > scan.used;
+  return scan.readable && scan.strange * 4 <= scan.used && is_right;
 }
 
 bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
@@ -114,6 +124,8 @@ class L1Verdict {
     const uint64_t offset = EntryOffset(entry);
     const uint64_t reserved = entry & kL1ReservedMask;
     if (entry == 0) return;
+    garbage_ |= (reserved & (reserved - 1)) != 0 || offset == 0 ||
+                !IsAligned(offset, state_.geo().cluster_size());
     sound_ |= reserved == 0 && tables_.contains(offset);
     const bool one_bit_too_many = (reserved & (reserved - 1)) == 0 && tables_.contains(offset);
     malformed_ |= !one_bit_too_many && (reserved != 0 || offset == 0 ||
@@ -121,12 +133,14 @@ class L1Verdict {
                                         offset >= state_.file.size_bytes());
   }
   bool in_doubt() const { return malformed_ && !sound_; }
+  bool is_garbage() const { return in_doubt() && garbage_; }
 
  private:
   const CheckState& state_;
   const absl::flat_hash_set<uint64_t> tables_;
   bool sound_ = false;
   bool malformed_ = false;
+  bool garbage_ = false;
 };
 
 bool SnapshotL1IsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot) {
@@ -140,11 +154,19 @@ bool SnapshotL1IsInDoubt(const CheckState& state, const ImageFile& image, uint64
 
 }  // namespace
 
-bool ActiveL1IsInDoubt(const CheckState& state) {
+namespace {
+
+L1Verdict VerdictOnActiveL1(const CheckState& state) {
   L1Verdict verdict(state);
   for (const ActiveL1Entry& slot : state.active_l1) verdict.Add(slot.entry);
-  return verdict.in_doubt();
+  return verdict;
 }
+
+}  // namespace
+
+bool ActiveL1IsInDoubt(const CheckState& state) { return VerdictOnActiveL1(state).in_doubt(); }
+
+bool ActiveL1IsGarbage(const CheckState& state) { return VerdictOnActiveL1(state).is_garbage(); }
 
 bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
                HostOffset place) {

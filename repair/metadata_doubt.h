@@ -30,6 +30,9 @@ bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image);
 // bit away from one: what the header names is probably something else, and no place to write to.
 bool ActiveL1IsInDoubt(const CheckState& state);
 
+// It is in doubt, and not only for pointers that have the form of one.
+bool ActiveL1IsGarbage(const CheckState& state);
+
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_REPAIR_METADATA_DOUBT_H_

@@ -252,10 +252,11 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
 
 std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
   if (WasCutOff(EntryOffset(entry))) return std::nullopt;
+  const uint64_t reserved = entry & kL1ReservedMask;
   std::optional<uint64_t> one_bit;
   bool several = false;
   for (const uint64_t table : tables_) {
-    const uint64_t difference = EntryOffset(entry) ^ table;
+    const uint64_t difference = (EntryOffset(entry) ^ table) | reserved;
     if ((difference & (difference - 1)) != 0 || !FlagFits(entry, table)) continue;
     several = one_bit.has_value();
     one_bit = table;
@@ -265,7 +266,8 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
                                              "table at 0x%x",
                                              *one_bit));
   }
-  if (tables_.size() == 1 && flags_agree_ && damaged_l1_entries_ == 1 && snapshots_are_known()) {
+  if (tables_.size() == 1 && flags_agree_ && reserved == 0 && damaged_l1_entries_ == 1 &&
+      snapshots_are_known()) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "
                                                     "damaged pointer",

@@ -162,7 +162,9 @@ void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit, bool relink
         finding.l1_index.value_or(0) + i >= geometry_.l1_entries_needed()) {
       continue;
     }
-    if (finding.structure == Structure::kL1Table && l1_in_doubt_ && !relinks_only) continue;
+    // Nor is what is reached through an L1 table that may be none.
+    const bool only_relinks = relinks_only && finding.structure == Structure::kL1Table;
+    if (l1_in_doubt_ && !finding.snapshot && !only_relinks) continue;
     visit(FoundEntry{finding, place, finding.l2_index.value_or(0) + i, Load64(bytes.data()),
                      step == 16 ? Load64(&bytes[8]) : 0, GuestOffset{guest}, is_l1});
   }

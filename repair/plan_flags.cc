@@ -16,14 +16,13 @@ constexpr uint64_t kIncompatibleFeaturesField = 72;
 
 void PlanCopiedFlags(CheckState& state, PlanBuilder& plan) {
   const SoundPlaces places(state);
-  const bool l1_in_doubt = ActiveL1IsInDoubt(state);
+  if (ActiveL1IsInDoubt(state)) return;
   const bool may_lower =
       plan.options().free_orphans || (state.coverage.complete() && state.held_back.clusters == 0);
   for (const Finding& finding : state.findings.findings()) {
     if (finding.code != FindingCode::kCopiedWrong) continue;
     // The flag says what is true, and the refcount will, too.
     if (!finding.expected && may_lower) continue;
-    if (finding.structure == Structure::kL1Table && l1_in_doubt) continue;
     const uint64_t step =
         finding.structure == Structure::kL2Table ? state.geo().l2_entry_bytes() : 8;
     for (uint64_t at = 0; at < finding.length_bytes; at += step) {

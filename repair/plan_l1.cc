@@ -128,7 +128,7 @@ bool L1Planner::CouldBeDamagedL1(uint64_t offset_bytes) const {
 bool L1Planner::LooksLost() const {
   if (SnapshotsAreInDoubt(state_, plan_.image())) return false;
   return state_.findings.Has(FindingCode::kL1OffsetInvalid) ||
-         state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_);
+         state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsGarbage(state_);
 }
 
 // Orphans; if there are no refcounts to tell them, every cluster that nothing references.

@@ -34,6 +34,7 @@ class OwnClusterPlanner {
         geometry_(state.geo()),
         structures_(state, plan),
         places_(state),
+        l1_in_doubt_(ActiveL1IsInDoubt(state)),
         snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())),
         copies_left_((state.file.size_bytes() + kExtraCopyBytes) >> state.geo().cluster_bits) {
     for (const L2Table& table : state.l2_tables) tables_[table.offset_bytes] = &table;
@@ -61,6 +62,7 @@ class OwnClusterPlanner {
   const Geometry& geometry_;
   RefcountStructures structures_;
   SoundPlaces places_;
+  const bool l1_in_doubt_;
   const bool snapshots_in_doubt_;
   uint64_t copies_left_;
   absl::flat_hash_map<uint64_t, const L2Table*> tables_;  // by offset
@@ -117,7 +119,7 @@ std::optional<uint64_t> OwnClusterPlanner::CopyCluster(uint64_t from_bytes, uint
 }
 
 void OwnClusterPlanner::MoveEntry(const Finding& finding, const Owner& owner, bool from_metadata) {
-  if (owner.snapshot && snapshots_in_doubt_) return;
+  if (owner.snapshot ? snapshots_in_doubt_ : l1_in_doubt_) return;
   if (!owner.entry_offset || !places_.MayChange(owner.entry_offset->bytes) ||
       !moved_entries_.insert(owner.entry_offset->bytes).second)
     return;
@@ -189,7 +191,8 @@ void OwnClusterPlanner::SeparateTables(const Finding& finding) {
   uint64_t users = 0;
   bool active = false;
   ForEachL1SlotTo(state_, plan_, table_bytes, *finding.l1_index, [&](const L1Slot& slot) {
-    if (!places_.MayChange(slot.place_bytes) || (!slot.active && snapshots_in_doubt_)) return;
+    const bool in_doubt = slot.active ? l1_in_doubt_ : snapshots_in_doubt_;
+    if (!places_.MayChange(slot.place_bytes) || in_doubt) return;
     slots.push_back(slot);
     users += slot.users;
     active = active || slot.active;

@@ -84,7 +84,10 @@ void PlanRefcountTableLength(CheckState& state, PlanBuilder& plan) {
   constexpr uint64_t kLengthField = 56;
   const Finding* why = nullptr;
   for (const Finding& finding : state.findings.findings()) {
-    if (finding.code == FindingCode::kRefcountTableInvalid) why = &finding;
+    const bool shares = std::any_of(
+        finding.owners.begin(), finding.owners.end(),
+        [](const Owner& owner) { return owner.structure == Structure::kRefcountTable; });
+    if (finding.code == FindingCode::kRefcountTableInvalid || shares) why = &finding;
   }
   const uint64_t size = state.geo().cluster_size();
   if (why == nullptr || !IsAligned(state.header.refcount_table_offset, size)) return;
