@@ -32,6 +32,7 @@ std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
 // The file may have been cut off, and tables whose place is not known yet may have led behind the
 // end: they must not lead to our structures.
 bool FreeSpace::EndIsInDoubt() const {
+  if (plan_.grows_in_doubt()) return false;
   const uint64_t size = state_.geo().cluster_size();
   const uint64_t end = plan_.old_size_bytes() / size;
   if (refcounts_.HasBlockFor(end) && !plan_.old_blocks().contains(refcounts_.TableIndexOf(end))) {

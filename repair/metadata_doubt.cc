@@ -47,7 +47,6 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
 struct RefcountScan {
   uint64_t used = 0;     // counts that are not 0
   uint64_t strange = 0;  // of these, those that no accident leaves
-  uint64_t right = 0;    // of these, those that are the number of references
   bool counts_itself = true;
   bool readable = true;
 };
@@ -75,7 +74,6 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
       const bool in_file = cluster < state.file_clusters;
       const uint64_t expected = in_file ? state.expected->Get(cluster) : 0;
       ++scan.used;
-      scan.right += count == expected ? 1 : 0;
       scan.strange += (!in_file && !was_cut_off) || count > std::max(most, expected) ? 1 : 0;
     }
   }
@@ -84,13 +82,38 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
 
 }  // namespace
 
+namespace {
+
+bool CountsMoreThanItMisses(const CheckState& state, const ImageFile& image,
+                            const RefcountBlock& block) {
+  const Geometry& geometry = state.geo();
+  const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
+  std::vector<uint8_t> bytes(geometry.cluster_size());
+  if (!image.ReadAt(HostOffset{block.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
+  uint64_t right = 0, missing = 0;
+  for (uint64_t i = 0; i < geometry.refcount_block_entries(); ++i) {
+    const uint64_t cluster = SaturatingAdd(first, i);
+    if (cluster >= state.file_clusters) break;
+    const uint64_t expected = state.expected->Get(cluster);
+    if (expected == 0) continue;
+    const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
+    right += count == expected ? 1 : 0;
+    missing += count == 0 ? 1 : 0;
+  }
+  return right > missing;
+}
+
+}  // namespace
+
 bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
   const RefcountScan scan = ScanRefcounts(state, image, block);
-  // Narrow counts are never strange, but a block counts itself, and has something right.
+  // Narrow counts are never strange, but a block counts itself, or more of what is in use than it
+  // misses.
   // Zeros that something else uses, too, are its zeros.
   const uint64_t own = block.offset_bytes >> state.geo().cluster_bits;
-  const bool is_right = scan.used == 0 ? state.expected->Get(own) <= 1
-                                       : scan.counts_itself || scan.right * 2 > scan.used;
+  const bool is_right = scan.used == 0
+                            ? state.expected->Get(own) <= 1
+                            : scan.counts_itself || CountsMoreThanItMisses(state, image, block);
   return scan.readable && scan.strange * 4 <= scan.used && is_right;
 }
 

@@ -238,9 +238,9 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
       return std::nullopt;
     }
   }
-  if (state_.coverage.complete() && snapshots_are_known() && damaged_l2_entries_ == 1 &&
-      damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 && one_bit.empty() &&
-      state_.orphans.size() == 1) {
+  if (state_.coverage.complete() && !plan_.gives_up_evidence() && snapshots_are_known() &&
+      damaged_l2_entries_ == 1 && damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 &&
+      one_bit.empty() && state_.orphans.size() == 1) {
     const uint64_t offset = state_.orphans.front().first_cluster << state_.geo().cluster_bits;
     if (!IsOrphan(offset) || !IsOnlyMismatch(offset)) return std::nullopt;
     return Explain(offset, absl::StrFormat("0x%x is the only unreferenced cluster, and this the "
@@ -266,8 +266,8 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
                                              "table at 0x%x",
                                              *one_bit));
   }
-  if (tables_.size() == 1 && flags_agree_ && reserved == 0 && damaged_l1_entries_ == 1 &&
-      snapshots_are_known()) {
+  if (tables_.size() == 1 && flags_agree_ && reserved == 0 && !plan_.gives_up_evidence() &&
+      damaged_l1_entries_ == 1 && snapshots_are_known()) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "
                                                     "damaged pointer",

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "checker/check_state.h"
 #include "common/byte_order.h"
+#include "common/checked_math.h"
 #include "common/limits.h"
 #include "repair/plan_builder.h"
 #include "repair/planners.h"
@@ -177,58 +178,114 @@ Plan NoEnd(const ImageFile& file) {
   return plan;
 }
 
-// Nothing if evidence was removed that orphans still need, and `evidence` did not provide for it.
-std::optional<Plan> TryPlan(const ImageFile& file, const RepairOptions& options,
-                            Evidence evidence) {
-  PlanBuilder plan(file, options);
+// Something from before the repair leads to what the plan has put behind the old end of the file:
+// the file was cut off, and the pointer was in a table that had not been found by then.
+bool LeadsBehindOldEnd(const CheckState& state, const PlanBuilder& plan) {
+  const uint64_t old_end = RoundUp(plan.old_size_bytes(), state.geo().cluster_size());
+  for (const Finding& finding : state.findings.findings()) {
+    switch (finding.code) {
+      case FindingCode::kDataOnMetadata:
+      case FindingCode::kCrossLinkedData:
+      case FindingCode::kMetadataOverlap:
+      case FindingCode::kRefcountBlockShared:
+        if (finding.host_offset && finding.host_offset->bytes >= old_end) return true;
+        break;
+      default:
+        break;
+    }
+  }
+  return false;
+}
+
+// Evidence was given up that the orphans still need.
+bool OrphansNeedNote(const CheckState& state, const RepairOptions& options,
+                     const PlanBuilder& plan) {
+  return !options.free_orphans &&
+         ((plan.removes_evidence() && state.findings.Has(FindingCode::kLeakedCluster)) ||
+          (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
+}
+
+Plan Finished(const CheckState& state, const RepairOptions& options, std::string why_nothing,
+              PlanBuilder plan) {
+  DeclineTheRest(state, why_nothing, plan);
+  Plan made = std::move(plan).Take();
+  // What was declined at first may have become possible later.
+  std::erase_if(made.declined, [&state](const DeclinedRepair& declined) {
+    return !state.findings.Has(declined.code);
+  });
+  made.refused = std::move(why_nothing);
+  made.remaining = TotalsOf(state);
+  made.held_back = state.held_back;
+  made.discards =
+      options.discard && state.geometry ? StillFree(made.discards, state) : std::vector<Extent>{};
+  return made;
+}
+
+// How a plan is made; each is tried only if the ones before lead nowhere.
+struct Attempt {
+  Evidence evidence = Evidence::kNotNeeded;
+  bool grows_in_doubt = true;
+};
+
+enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kCollides };
+
+Outcome TryPlan(const ImageFile& file, const RepairOptions& options, const Attempt& attempt,
+                Plan& made) {
+  PlanBuilder plan(file, options, attempt.grows_in_doubt);
   CheckOptions check;
   check.max_findings = kFindingsAtOnce;
-  for (int round = 0;; ++round) {
+  for (int round = 0; round < kMostRounds; ++round) {
     CheckState state(plan.image(), check);
     RunPasses(state, "orphans");
-    const std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
-    if (round == kMostRounds) return NoEnd(file);
+    std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     if (round == 0 && state.geometry &&
         (HasLostPointers(state) || state.findings.Has(FindingCode::kOrphanL2Table))) {
       plan.ExpectLosses();
     }
+    if (round != 0 && attempt.grows_in_doubt && LeadsBehindOldEnd(state, plan)) {
+      return Outcome::kCollides;
+    }
     const uint64_t before = plan.writes();
-    if (round == 0 && evidence == Evidence::kNote && !PlanNote(state, plan)) return std::nullopt;
-    if (plan.writes() != before) continue;
-    if (why_nothing.empty()) {
-      for (const Planner planner : PlannersFor(state, options, evidence)) {
+    if (round == 0 && attempt.evidence == Evidence::kNote && !PlanNote(state, plan)) {
+      return Outcome::kHasNoRoomForNote;
+    }
+    if (plan.writes() == before && why_nothing.empty()) {
+      for (const Planner planner : PlannersFor(state, options, attempt.evidence)) {
         planner(state, plan);
         if (plan.writes() != before) break;
       }
     }
     if (plan.writes() != before) continue;
-    const bool unexplained =
-        !options.free_orphans &&
-        ((plan.removes_evidence() && state.findings.Has(FindingCode::kLeakedCluster)) ||
-         (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
-    if (unexplained && evidence == Evidence::kNotNeeded) return std::nullopt;
-    DeclineTheRest(state, why_nothing, plan);
-    Plan made = std::move(plan).Take();
-    // What was declined at first may have become possible later.
-    std::erase_if(made.declined, [&state](const DeclinedRepair& declined) {
-      return !state.findings.Has(declined.code);
-    });
-    made.refused = why_nothing;
-    made.remaining = TotalsOf(state);
-    made.held_back = state.held_back;
-    made.discards =
-        options.discard && state.geometry ? StillFree(made.discards, state) : std::vector<Extent>{};
-    return made;
+    if (attempt.evidence == Evidence::kNotNeeded && OrphansNeedNote(state, options, plan)) {
+      return Outcome::kNeedsNote;
+    }
+    made = Finished(state, options, std::move(why_nothing), std::move(plan));
+    return Outcome::kMade;
   }
+  made = NoEnd(file);
+  return Outcome::kMade;
 }
 
 }  // namespace
 
 Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
-  for (const Evidence evidence : {Evidence::kNotNeeded, Evidence::kNote}) {
-    if (std::optional<Plan> plan = TryPlan(file, options, evidence)) return *std::move(plan);
+  Attempt attempt;
+  Plan plan;
+  for (;;) {
+    switch (TryPlan(file, options, attempt, plan)) {
+      case Outcome::kMade:
+        return plan;
+      case Outcome::kNeedsNote:
+        attempt.evidence = Evidence::kNote;
+        break;
+      case Outcome::kHasNoRoomForNote:
+        attempt.evidence = Evidence::kKeep;
+        break;
+      case Outcome::kCollides:
+        attempt.grows_in_doubt = false;
+        break;
+    }
   }
-  return *TryPlan(file, options, Evidence::kKeep);
 }
 
 }  // namespace qcow2check

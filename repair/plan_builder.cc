@@ -14,8 +14,8 @@ PlanReason ReasonFor(const Finding& finding, std::string text) {
   return {finding.code, finding.host_offset, info.action, info.safety, std::move(text)};
 }
 
-PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options)
-    : file_(file), options_(options), image_(file) {
+PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options, bool grows_in_doubt)
+    : file_(file), options_(options), grows_in_doubt_(grows_in_doubt), image_(file) {
   plan_.old_size_bytes = file.size_bytes();
 }
 

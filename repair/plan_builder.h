@@ -20,12 +20,14 @@ namespace qcow2check {
 
 class PlanBuilder {
  public:
-  // `file` must outlive this object.
-  PlanBuilder(const ImageFile& file, const RepairOptions& options);
+  // `file` must outlive this object. `grows_in_doubt`: new structures may lie behind the end of the
+  // file even if tables that are not found yet may lead there.
+  PlanBuilder(const ImageFile& file, const RepairOptions& options, bool grows_in_doubt = true);
 
   const RepairOptions& options() const { return options_; }
   // The image as it will be after all writes so far.
   const PatchedFile& image() const { return image_; }
+  bool grows_in_doubt() const { return grows_in_doubt_; }
   // The length of the file before the repair.
   uint64_t old_size_bytes() const { return plan_.old_size_bytes; }
   // Whether the repair removes what shows that orphans may be the only copy of something: damaged
@@ -85,6 +87,7 @@ class PlanBuilder {
 
   const ImageFile& file_;
   const RepairOptions options_;
+  const bool grows_in_doubt_;
   PatchedFile image_;
   PlanStep first_;
   std::vector<PlanStep> steps_;
