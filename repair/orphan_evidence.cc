@@ -90,6 +90,7 @@ void OrphanEvidence::SetTablesAside() {
     flags_agree_ &= disagree == 0;
   }
   tables_ = std::move(tables);
+  orphans_.ForEach([this](uint64_t) { tables_explain_all_ = false; });
 }
 
 bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
@@ -123,7 +124,7 @@ Explanation OrphanEvidence::Explain(uint64_t offset_bytes, std::string evidence)
 
 bool OrphanEvidence::WasCutOff(uint64_t offset_bytes) const {
   return offset_bytes >= plan_.old_size_bytes() &&
-         (state_.findings.Has(FindingCode::kFileTruncated) || offset_bytes < cut_off_end_bytes_ ||
+         (plan_.was_cut_off() || offset_bytes < cut_off_end_bytes_ ||
           stored_.Get(offset_bytes >> state_.geo().cluster_bits) != 0);
 }
 
@@ -266,8 +267,8 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
                                              "table at 0x%x",
                                              *one_bit));
   }
-  if (tables_.size() == 1 && flags_agree_ && reserved == 0 && !plan_.gives_up_evidence() &&
-      damaged_l1_entries_ == 1 && snapshots_are_known()) {
+  if (tables_.size() == 1 && flags_agree_ && tables_explain_all_ && reserved == 0 &&
+      !plan_.gives_up_evidence() && damaged_l1_entries_ == 1 && snapshots_are_known()) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "
                                                     "damaged pointer",

@@ -74,7 +74,8 @@ class OrphanEvidence {
   const bool snapshots_are_known_;
   ClusterSet orphans_;
   std::vector<uint64_t> tables_;
-  bool flags_agree_ = true;  // all COPIED flags in tables_ say what the refcounts say
+  bool tables_explain_all_ = true;  // all orphans are tables_ or what these map
+  bool flags_agree_ = true;         // all COPIED flags in tables_ say what the refcounts say
   uint64_t damaged_l1_entries_ = 0;
   uint64_t damaged_l2_entries_ = 0;
   uint64_t cut_off_end_bytes_ = 0;  // up to where pointers lead that the end of the file cut off

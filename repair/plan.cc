@@ -242,6 +242,7 @@ Outcome TryPlan(const ImageFile& file, const RepairOptions& options, const Attem
         (HasLostPointers(state) || state.findings.Has(FindingCode::kOrphanL2Table))) {
       plan.ExpectLosses();
     }
+    if (round == 0 && state.findings.Has(FindingCode::kFileTruncated)) plan.ExpectCutOffPointers();
     if (round != 0 && attempt.grows_in_doubt && LeadsBehindOldEnd(state, plan)) {
       return Outcome::kCollides;
     }

@@ -37,6 +37,9 @@ class PlanBuilder {
   bool gives_up_evidence() const { return gives_up_evidence_; }
   // Set if the image had damaged pointers before the repair: orphans may be what they led to.
   void ExpectLosses() { expects_losses_ = true; }
+  // Set if the file had been cut off before the repair, whatever the repair has set right by now.
+  void ExpectCutOffPointers() { was_cut_off_ = true; }
+  bool was_cut_off() const { return was_cut_off_; }
   // Ranges of refcounts, by their index in the refcount table, that had a block which cannot be
   // found any more and was made anew: orphans may be the old blocks.
   void ExpectOldBlock(uint64_t table_index) { old_blocks_.insert(table_index); }
@@ -95,6 +98,7 @@ class PlanBuilder {
   bool refcounts_first_ = true;
   std::optional<size_t> raising_step_;  // the last that WriteFirst put between others
   bool expects_losses_ = false;
+  bool was_cut_off_ = false;
   bool gives_up_evidence_ = false;
   absl::btree_set<uint64_t> old_blocks_;
 

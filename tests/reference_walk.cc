@@ -94,6 +94,7 @@ void ReferenceWalk::WalkSnapshotTable() {
     wanted = 65536;
   }
   uint64_t at = begin;
+  bool any_zeros = false;
   for (; wanted > 0; --wanted) {
     if (!InFile(at, 40)) break;
     SnapshotEntry entry = DecodeSnapshotFixed(Read(at, 40), at);
@@ -105,6 +106,7 @@ void ReferenceWalk::WalkSnapshotTable() {
       Add(FindingCode::kSnapshotEntryIncomplete);
     }
     if (entry.extra_data_bytes > 1024) Add(FindingCode::kSnapshotExtraTooLarge);
+    any_zeros |= entry.l1_table_offset == 0 && entry.l1_size == 0 && entry.id_bytes == 0;
     // Old entries do not say how large the disk was. VM state starts with an L1 entry of its own.
     const Wide mapped_by_entry = Wide{l2_entries_} * cluster_size_;
     Wide needed = entry.disk_size.value_or(0);
@@ -121,6 +123,7 @@ void ReferenceWalk::WalkSnapshotTable() {
     at = end;
   }
   if (wanted != 0) Add(FindingCode::kSnapshotTableInvalid);
+  if (any_zeros) Add(FindingCode::kSnapshotTableInvalid);
   if (!Outside(begin, at - begin)) {
     Count(begin, at - begin, {.kind = UseKind::kSnapshotTable, .place = begin});
   }
@@ -261,7 +264,7 @@ std::optional<uint64_t> ReferenceWalk::L2TableOf(uint64_t l1_word) const {
 // Whether the cluster maps something, and every entry in it could be right.
 bool ReferenceWalk::CanOnlyBeL2Table(uint64_t offset) const {
   std::map<uint64_t, uint64_t> times;  // how often each mapping occurs
-  uint64_t used = 0;
+  uint64_t used = 0, mapped = 0, behind_end = 0;
   for (uint64_t i = 0; i < l2_entries_; ++i) {
     const uint64_t word = Word(offset + i * l2_entry_bytes_);
     if (word == 0) continue;
@@ -277,14 +280,16 @@ bool ReferenceWalk::CanOnlyBeL2Table(uint64_t offset) const {
         continue;
       }
     }
-    if (!data_file_ && target >= size()) return false;
+    if (!data_file_ && target >= size()) ++behind_end;
+    ++mapped;
     ++times[word];
   }
   // Mappings lead to different places.
   for (const auto& [word, count] : times) {
     if (count >= 8 && count * 2 > used) return false;
   }
-  return !times.empty();
+  // A file that was cut off has lost some of what its tables lead to.
+  return mapped != 0 && behind_end * 2 < mapped;
 }
 
 // A table that two slots share is cross-linked, unless it is the same slot of two L1 tables. Each
@@ -381,6 +386,10 @@ void ReferenceWalk::VisitCompressed(uint64_t place, uint64_t guest, uint64_t wor
   const uint64_t length = sectors * 512 - offset % 512;
   if (Outside(offset, length)) {
     AddAt(FindingCode::kCompressedPastEnd, place);
+    for (uint64_t cluster = offset / cluster_size_;
+         cluster <= (offset + length - 1) / cluster_size_; ++cluster) {
+      pointed_behind_end_.insert(cluster);
+    }
     return;
   }
   Count(offset, length, {.kind = UseKind::kCompressedCluster, .place = place, .guest = guest});
