@@ -6,7 +6,7 @@
 // parts that could not be examined), reports the losses, pairs damaged pointers with the orphan
 // that explains them, and then says of all orphans whether they are waste or must be kept.
 //
-// Reads at most kSearchBytes of orphans, and nothing if there are no orphans.
+// Reads a bounded part of the orphans, and nothing if there are none.
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -19,8 +19,7 @@
 #include "absl/strings/str_join.h"
 #include "checker/check_state.h"
 #include "checker/cluster_size_guess.h"
-#include "checker/old_refcounts.h"
-#include "checker/table_shape.h"
+#include "checker/orphan_tables.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
@@ -28,7 +27,6 @@
 namespace qcow2check {
 namespace {
 
-constexpr uint64_t kSearchBytes = 64u << 20;
 // Orphans that make an L2 table without mappings suspicious: few if they lie just where the
 // table's data would, otherwise as many as a crash does not leave.
 constexpr uint64_t kFewOrphans = 8;
@@ -66,12 +64,6 @@ constexpr FindingCode kLostPointers[] = {
     FindingCode::kBitmapTableInvalid,
 };
 
-// An orphan that is an L2 table.
-struct OrphanTable {
-  uint64_t offset_bytes = 0;
-  uint64_t mapped_clusters = 0;
-};
-
 class OrphanJudge {
  public:
   explicit OrphanJudge(CheckState& state)
@@ -82,7 +74,7 @@ class OrphanJudge {
     ReportTruncation();
     ReportSuspectClusterSize(state_);
     if (state_.orphans.empty()) return;
-    FindOrphanL2Tables();
+    orphan_tables_ = FindOrphanTables(state_, orphans_);
     FindLostSnapshotTable();
     // A table that cannot be read looks empty, and is not.
     if (!state_.findings.Has(FindingCode::kUnreadable)) {
@@ -102,16 +94,12 @@ class OrphanJudge {
   void FindLostSnapshotTable();
   void FindLostL1();
   void FindLostL2Tables();
-  absl::flat_hash_set<uint64_t> MappedByOrphanTables(const absl::flat_hash_set<uint64_t>& among);
   void FindTornL2Tables();
-  void FindOrphanL2Tables();
-  absl::flat_hash_set<uint64_t> TablesOfDeletedSnapshots() const;
   void ReportOrphanL2Tables();
-  bool IsRefcountTable(absl::Span<const uint8_t> cluster) const;
-  uint64_t ClustersMapped(absl::Span<const uint8_t> cluster, uint64_t offset) const;
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
+  bool HasTableOfZeros() const;
   std::string WhyHeldBack() const;
   void ReportOrphans();
   const OrphanRun* RunStartingAt(uint64_t cluster) const;
@@ -249,30 +237,14 @@ void OrphanJudge::FindLostL1() {
                                        lost, state_.orphan_clusters)});
 }
 
-// Those of the places that unreferenced L2 tables map as guest data.
-absl::flat_hash_set<uint64_t> OrphanJudge::MappedByOrphanTables(
-    const absl::flat_hash_set<uint64_t>& among) {
-  absl::flat_hash_set<uint64_t> mapped;
-  std::vector<uint8_t> cluster(std::min(geometry_.cluster_size(), kMaxPieceBytes));
-  for (const OrphanTable& table : orphan_tables_) {
-    if (!state_.file.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(cluster)).ok()) continue;
-    for (uint64_t at = 0; at < cluster.size(); at += geometry_.l2_entry_bytes()) {
-      const uint64_t entry = Load64(&cluster[at]);
-      if (!IsCompressed(entry) && among.contains(EntryOffset(entry))) {
-        mapped.insert(EntryOffset(entry));
-      }
-    }
-  }
-  return mapped;
-}
-
 void OrphanJudge::FindLostL2Tables() {
   absl::flat_hash_set<uint64_t> without_mappings;
   for (const L2Table& table : state_.l2_tables) {
     if (table.shape == L2Shape::kNoMappings) without_mappings.insert(table.offset_bytes);
   }
   if (without_mappings.empty()) return;
-  const absl::flat_hash_set<uint64_t> mapped_as_data = MappedByOrphanTables(without_mappings);
+  const absl::flat_hash_set<uint64_t> mapped_as_data =
+      MappedAsData(state_, orphan_tables_, without_mappings);
   // Otherwise unreferenced tables may be those of snapshots.
   const bool snapshots_damaged = state_.findings.Has(FindingCode::kSnapshotTableInvalid) ||
                                  state_.findings.Has(FindingCode::kSnapshotL1Invalid) ||
@@ -353,81 +325,12 @@ void OrphanJudge::FindTornL2Tables() {
   }
 }
 
-// A refcount table looks like an L2 table without COPIED flags, but leads to refcounts.
-bool OrphanJudge::IsRefcountTable(absl::Span<const uint8_t> cluster) const {
-  std::vector<uint8_t> target(std::min(geometry_.cluster_size(), kMaxPieceBytes));
-  for (uint64_t at = 0; at < cluster.size(); at += 8) {
-    const uint64_t entry = Load64(&cluster[at]);
-    if (entry == 0) continue;
-    if (IsAligned(entry, geometry_.cluster_size()) && entry < state_.file.size_bytes() &&
-        state_.file.ReadAt(HostOffset{entry}, absl::MakeSpan(target)).ok() &&
-        LooksLikeRefcounts(target, geometry_.refcount_order)) {
-      return true;
-    }
-    break;
-  }
-  return IsOldRefcountTable(state_, cluster);
-}
-
-// The clusters that `cluster` maps if it is an L2 table of orphans; otherwise 0.
-uint64_t OrphanJudge::ClustersMapped(absl::Span<const uint8_t> cluster, uint64_t offset) const {
-  const TableScan scan = ScanTable(cluster, geometry_, state_.file.size_bytes());
-  if (scan.allocated == 0 || scan.malformed != 0 || scan.outside != 0 || scan.repeated >= 2) {
-    return 0;
-  }
-  uint64_t to_orphans = 0;
-  for (uint64_t at = 0; at < cluster.size(); at += geometry_.l2_entry_bytes()) {
-    const uint64_t entry = Load64(&cluster[at]);
-    const L2EntryKind kind = KindOfL2Entry(entry, geometry_);
-    if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
-    if (EntryOffset(entry) == offset) return 0;  // no table maps itself
-    to_orphans += IsOrphan(EntryOffset(entry) >> geometry_.cluster_bits) ? 1 : 0;
-  }
-  return to_orphans * 2 > scan.allocated && !IsRefcountTable(cluster) ? scan.allocated : 0;
-}
-
-void OrphanJudge::FindOrphanL2Tables() {
-  if (geometry_.data_file) return;
-  const uint64_t size = std::min(geometry_.cluster_size(), kMaxPieceBytes);
-  std::vector<uint8_t> cluster(size);
-  uint64_t left = kSearchBytes;
-  for (const OrphanRun& run : state_.orphans) {
-    for (uint64_t i = 0; i < run.clusters; ++i) {
-      if (left < size) return;
-      left -= size;
-      const uint64_t offset = (run.first_cluster + i) << geometry_.cluster_bits;
-      // What orphans hold is no metadata of this image: a sector that cannot be read is no fault.
-      if (!state_.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok()) continue;
-      const uint64_t mapped = ClustersMapped(cluster, offset);
-      if (mapped != 0) orphan_tables_.push_back({offset, mapped});
-    }
-  }
-}
-
-// An orphan that leads to orphan L2 tables is an L1 table: what is left of a snapshot whose
-// deletion was cut short. No L1 entry of the disk was lost with it. Itself and its tables, by
-// offset.
-absl::flat_hash_set<uint64_t> OrphanJudge::TablesOfDeletedSnapshots() const {
-  absl::flat_hash_set<uint64_t> tables, deleted;
-  for (const OrphanTable& table : orphan_tables_) tables.insert(table.offset_bytes);
-  std::vector<uint8_t> cluster(std::min(geometry_.cluster_size(), kMaxPieceBytes));
-  for (const OrphanTable& table : orphan_tables_) {
-    if (!state_.file.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(cluster)).ok()) continue;
-    for (uint64_t at = 0; at < cluster.size(); at += 8) {
-      const uint64_t target = EntryOffset(Load64(&cluster[at]));
-      if (target == table.offset_bytes || !tables.contains(target)) continue;
-      deleted.insert({target, table.offset_bytes});
-    }
-  }
-  return deleted;
-}
-
 // Tables that nothing references any more: L1 entries were lost. If findings about those entries,
 // or about the whole L1 table, add to the total already, the tables do not count once more.
 void OrphanJudge::ReportOrphanL2Tables() {
   const uint64_t count = HasLostPointers(state_) ? 0 : 1;
   absl::flat_hash_set<uint64_t> deleted;
-  if (count != 0) deleted = TablesOfDeletedSnapshots();
+  if (count != 0) deleted = TablesOfDeletedSnapshots(state_, orphan_tables_);
   for (const OrphanTable& table : orphan_tables_) {
     if (deleted.contains(table.offset_bytes)) continue;
     state_.findings.Add({.code = FindingCode::kOrphanL2Table,
@@ -502,6 +405,13 @@ void OrphanJudge::PairOrphans() {
   }
 }
 
+// A table is made when its first entry is: one without any may have been wiped.
+bool OrphanJudge::HasTableOfZeros() const {
+  return std::any_of(state_.l2_tables.begin(), state_.l2_tables.end(), [](const L2Table& table) {
+    return table.shape == L2Shape::kNoMappings && table.last_used == 0;
+  });
+}
+
 std::string OrphanJudge::WhyHeldBack() const {
   std::vector<std::string> reasons;
   if (state_.findings.Has(FindingCode::kL1Lost)) reasons.push_back("the L1 table was lost");
@@ -510,6 +420,7 @@ std::string OrphanJudge::WhyHeldBack() const {
     reasons.push_back("an L2 table was lost");
   }
   if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
+  if (reasons.empty() && HasTableOfZeros()) reasons.push_back("an L2 table holds only zeros");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
   if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");
   if (reasons.empty() && HasLostPointers(state_)) reasons.push_back("pointers were damaged");

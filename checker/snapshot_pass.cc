@@ -113,9 +113,16 @@ void ReportZeroEntries(CheckState& state) {
 
 void CheckSnapshotTable(CheckState& state) {
   const Header& header = state.header;
-  if (header.nb_snapshots == 0) return;
   const uint64_t begin = header.snapshots_offset;
   const uint64_t size = state.file.size_bytes();
+  if (header.nb_snapshots == 0) {
+    constexpr uint64_t kMostBytes = uint64_t{1} << 63;
+    if (IsAligned(begin, state.geo().cluster_size()) && begin < kMostBytes) return;
+    AddToTable(
+        state, FindingCode::kSnapshotTableInvalid, begin, 0,
+        absl::StrFormat("there are no snapshots, but QEMU refuses their table at 0x%x", begin));
+    return;
+  }
   if (begin < state.geo().cluster_size() || !IsAligned(begin, state.geo().cluster_size()) ||
       begin >= size) {
     AddToTable(state, FindingCode::kSnapshotTableInvalid, begin, 0,

@@ -7,11 +7,11 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
-#include "checker/decompress.h"
 #include "checker/table_shape.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
+#include "repair/compressed_evidence.h"
 #include "repair/l1_slots.h"
 #include "repair/lost_tables.h"
 #include "repair/metadata_doubt.h"
@@ -78,6 +78,7 @@ class EntryPlanner {
         geometry_(state.geo()),
         stored_(state, plan),
         evidence_(state, plan, stored_),
+        compressed_(state, stored_),
         places_(state),
         l1_in_doubt_(ActiveL1IsInDoubt(state)),
         snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())) {
@@ -105,10 +106,6 @@ class EntryPlanner {
   void RelinkZeroSlot();
   void RelinkLostTable(const LostTable& lost, bool certain);
   bool OnlyOrphanTableMaps(uint64_t cluster_bytes) const;
-  bool Decompresses(uint64_t entry) const;
-  bool MissesReferences(const CompressedRange& range) const;
-  std::optional<uint64_t> AsLongAsItsData(uint64_t entry) const;
-  std::optional<uint64_t> FlipToCompressedData(uint64_t entry) const;
   bool PointsIntoFile(uint64_t entry) const {
     const uint64_t offset = EntryOffset(entry);
     return offset != 0 && IsAligned(offset, geometry_.cluster_size()) &&
@@ -137,6 +134,7 @@ class EntryPlanner {
   const Geometry& geometry_;
   StoredRefcounts stored_;
   OrphanEvidence evidence_;
+  CompressedEvidence compressed_;
   SoundPlaces places_;
   const bool l1_in_doubt_;
   const bool snapshots_in_doubt_;
@@ -275,12 +273,12 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
     case FindingCode::kDataMisaligned:
       return FixMisalignedData(at);
     case FindingCode::kCompressedPastEnd:
-      if (const std::optional<uint64_t> entry = AsLongAsItsData(at.entry)) {
+      if (const std::optional<uint64_t> entry = compressed_.AsLongAsItsData(at.entry)) {
         Set(at, *entry, "the data decompresses, and is shorter than the entry says",
             RepairAction::kRewriteEntry);
         return;
       }
-      if (const std::optional<uint64_t> entry = FlipToCompressedData(at.entry)) {
+      if (const std::optional<uint64_t> entry = compressed_.OneBitAway(at.entry)) {
         Set(at, *entry, "one flipped bit away from compressed data that decompresses",
             RepairAction::kRelink);
         return;
@@ -290,50 +288,6 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
       break;
   }
   Relink(at, evidence_.ForDataEntry(EvidenceAt(at)));
-}
-
-// Whether the refcounts of all clusters that the data touches tell of one reference more.
-bool EntryPlanner::MissesReferences(const CompressedRange& range) const {
-  const int bits = geometry_.cluster_bits;
-  const uint64_t last = (range.offset_bytes + range.length_bytes - 1) >> bits;
-  for (uint64_t cluster = range.offset_bytes >> bits; cluster <= last; ++cluster) {
-    if (stored_.Get(cluster) <= state_.expected->Get(cluster)) return false;
-  }
-  return true;
-}
-
-// The entry with the length of the data that is there, if only its length leads behind the end of
-// the file.
-std::optional<uint64_t> EntryPlanner::AsLongAsItsData(uint64_t entry) const {
-  const CompressedRange range = DecodeCompressed(entry, geometry_.cluster_bits);
-  const uint64_t end = std::min(range.end_bytes(), state_.file.size_bytes());
-  if (range.offset_bytes >= end || geometry_.cluster_size() > kMaxPieceBytes) return std::nullopt;
-  std::vector<uint8_t> input(end - range.offset_bytes), output(geometry_.cluster_size());
-  if (!plan_.image().ReadAt(HostOffset{range.offset_bytes}, absl::MakeSpan(input)).ok()) {
-    return std::nullopt;
-  }
-  const auto type = static_cast<CompressionType>(state_.header.compression_type);
-  const DecompressResult result = DecompressCluster(input, type, absl::MakeSpan(output));
-  const CompressedRange true_range = {range.offset_bytes, result.consumed_bytes};
-  if (!result.error.empty() || result.consumed_bytes == 0 || !MissesReferences(true_range)) {
-    return std::nullopt;
-  }
-  return EncodeCompressed(true_range, geometry_.cluster_bits);
-}
-
-// The only entry one bit away that leads to compressed data whose clusters miss a reference.
-std::optional<uint64_t> EntryPlanner::FlipToCompressedData(uint64_t entry) const {
-  if (state_.findings.Has(FindingCode::kFileTruncated)) return std::nullopt;
-  std::optional<uint64_t> found;
-  for (int bit = 0; bit < 62; ++bit) {
-    const uint64_t candidate = entry ^ (uint64_t{1} << bit);
-    const CompressedRange range = DecodeCompressed(candidate, geometry_.cluster_bits);
-    if (IsCopied(candidate) || state_.IsOutside(range.offset_bytes, range.length_bytes)) continue;
-    if (!MissesReferences(range) || !Decompresses(candidate)) continue;
-    if (found) return std::nullopt;
-    found = candidate;
-  }
-  return found;
 }
 
 // A zero flag among other bits that cannot be right is no zero flag.
@@ -350,7 +304,7 @@ void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
   const uint64_t compressed = at.entry | kCompressedBit;
   const uint64_t first = DecodeCompressed(compressed, geometry_.cluster_bits).offset_bytes;
   if (!IsCopied(at.entry) && state_.compressed->Contains(first >> geometry_.cluster_bits) &&
-      Decompresses(compressed)) {
+      compressed_.Decompresses(compressed)) {
     Set(at, compressed,
         "with the flag that says compressed, one flipped bit away, it leads to "
         "compressed data that decompresses",
@@ -371,26 +325,12 @@ void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
   Relink(at, evidence_.ForDataEntry(EvidenceAt(at)));
 }
 
-bool EntryPlanner::Decompresses(uint64_t entry) const {
-  const CompressedRange range = DecodeCompressed(entry, geometry_.cluster_bits);
-  if (state_.IsOutside(range.offset_bytes, range.length_bytes) ||
-      geometry_.cluster_size() > kMaxPieceBytes) {
-    return false;
-  }
-  std::vector<uint8_t> input(range.length_bytes), output(geometry_.cluster_size());
-  if (!plan_.image().ReadAt(HostOffset{range.offset_bytes}, absl::MakeSpan(input)).ok()) {
-    return false;
-  }
-  const auto type = static_cast<CompressionType>(state_.header.compression_type);
-  return DecompressCluster(input, type, absl::MakeSpan(output)).error.empty();
-}
-
 // COPIED, or a subcluster bitmap, on a compressed entry: either that is too much, or the flag that
 // says "compressed" is. The data tells.
 void EntryPlanner::FixCompressed(const FoundEntry& at) {
   const uint64_t standard = at.entry & ~kCompressedBit;
   const bool fits_standard = (standard & kStandardL2ReservedMask) == 0 && PointsIntoFile(standard);
-  if (fits_standard && !Decompresses(at.entry) &&
+  if (fits_standard && !compressed_.Decompresses(at.entry) &&
       (BelongsToThisEntryAlone(at, EntryOffset(standard)) ||
        evidence_.IsOrphan(EntryOffset(standard)))) {
     Set(at, standard, "what it points to is no compressed data, and a whole cluster of its own");

@@ -129,6 +129,12 @@ bool SnapshotPlanner::RestoreCount() {
   const Finding* finding = FirstOf({FindingCode::kSnapshotTableInvalid});
   if (finding == nullptr || state_.header.nb_snapshots != 0) return false;
   uint64_t at = state_.header.snapshots_offset;
+  if (!IsAligned(at, state_.geo().cluster_size()) || at >= uint64_t{1} << 63) {
+    plan_.Write64(kOffsetField, 0,
+                  ReasonFor(*finding, "no table can be there, and none is needed"));
+    plan_.Flush();
+    return true;
+  }
   uint64_t count = 0;
   while (count < kQemuMaxSnapshots) {
     const std::optional<SnapshotEntry> entry = ReadPlausibleEntry(plan_.image(), at);
@@ -473,6 +479,8 @@ bool SnapshotPlanner::CompleteEntries() {
   plan_.Flush();
   plan_.Write64(kOffsetField, offset, reason);
   plan_.Flush();
+  const uint64_t old_end = entries_.back().offset_bytes + entries_.back().length_bytes;
+  structures.Free(state_.header.snapshots_offset, old_end, reason);
   return true;
 }
 

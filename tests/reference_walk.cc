@@ -82,8 +82,11 @@ void ReferenceWalk::CheckCompressionType() {
 // --- Snapshots ---
 
 void ReferenceWalk::WalkSnapshotTable() {
-  if (header_.nb_snapshots == 0) return;
   const uint64_t begin = header_.snapshots_offset;
+  if (header_.nb_snapshots == 0) {
+    if (!Aligned(begin) || Bit(begin, 63)) Add(FindingCode::kSnapshotTableInvalid);
+    return;
+  }
   if (begin == 0 || !Aligned(begin) || begin >= size()) {
     Add(FindingCode::kSnapshotTableInvalid);
     return;

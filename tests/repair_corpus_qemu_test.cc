@@ -40,8 +40,8 @@ struct Result {
   KeptData data;
 
   bool clean() const { return exit_code == 0; }
-  // The lower, the better.
-  int rank() const { return exit_code == 0 ? 0 : exit_code == 3 ? 1 : exit_code == 2 ? 2 : 3; }
+  // The lower, the better. Corruption that qemu-img cannot count (exit code 1) is no worse.
+  int rank() const { return exit_code == 0 ? 0 : exit_code == 3 ? 1 : 2; }
 };
 
 std::string Words(const Result& result) {
@@ -219,7 +219,8 @@ std::string TryBoth(const CorpusImage& image, const std::vector<uint8_t>& damage
   if (after.verdict == Verdict::kLeaks && ours.rank() > 1 && !image.encrypted) {
     absl::StrAppend(&wrong, "qemu-img does not agree that there are only leaks\n");
   }
-  if (IsWorse(ours, qemus, after)) absl::StrAppend(&wrong, "qemu-img's result is better\n");
+  if (!image.encrypted && IsWorse(ours, qemus, after))
+    absl::StrAppend(&wrong, "qemu-img's result is better\n");
   if (ours.clean() && !image.encrypted) {
     CorpusImage result = image;
     result.bytes = repaired.bytes;
