@@ -211,6 +211,12 @@ std::string LeftText(const LeftGroup& group, bool colour) {
 }
 
 // The findings of one status, by code and reason; empty if there are none.
+// Clusters that are kept, not what makes that necessary.
+bool IsHeldBack(const Finding& finding) {
+  const FindingCodeInfo& info = InfoOf(finding.code);
+  return info.action == RepairAction::kHoldBack && info.severity == Severity::kLeak;
+}
+
 std::string LeftsText(const RepairOutcome& outcome, RepairStatus status, absl::string_view heading,
                       bool colour) {
   std::vector<LeftGroup> groups;
@@ -218,7 +224,7 @@ std::string LeftsText(const RepairOutcome& outcome, RepairStatus status, absl::s
   for (size_t i = 0; i < std::min(result.repairs.size(), result.before.findings.size()); ++i) {
     const Finding& finding = result.before.findings[i];
     // HeldBackText is about those.
-    if (InfoOf(finding.code).action == RepairAction::kHoldBack) continue;
+    if (IsHeldBack(finding)) continue;
     if (result.repairs[i].status == status) AddLeft(groups, finding, result.repairs[i].reason);
   }
   std::string text = groups.empty() ? "" : Paragraph(heading);
@@ -231,7 +237,7 @@ std::string OrphansText(const Report& report) {
   std::string text;
   size_t listed = 0;
   for (const Finding& finding : report.findings) {
-    if (InfoOf(finding.code).action != RepairAction::kHoldBack) continue;
+    if (!IsHeldBack(finding)) continue;
     const std::string place = PlaceText(finding);
     if (!place.empty() && ++listed <= kShownPerCode) absl::StrAppend(&text, Item(place, 2));
   }

@@ -1,6 +1,10 @@
 #include "repair/free_space.h"
 
+#include <algorithm>
+
 #include "common/checked_math.h"
+#include "common/limits.h"
+#include "common/snapshot_entry.h"
 
 namespace qcow2check {
 
@@ -18,7 +22,8 @@ std::optional<uint64_t> FreeSpace::Take(uint64_t count, uint64_t refcount) {
 std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
   if (plan_.options().fixed_size || EndIsInDoubt()) return std::nullopt;
   const uint64_t size = state_.geo().cluster_size();
-  const uint64_t first = DivideRoundingUp(plan_.image().size_bytes(), size);
+  const uint64_t first =
+      BehindCutOffSnapshotTable(DivideRoundingUp(plan_.image().size_bytes(), size), count);
   // Where a damaged pointer leads, our structures would look like what it points to.
   for (uint64_t i = 0; i < count; ++i) {
     if (first + i < state_.tracked_clusters && state_.past_end->Contains(first + i)) {
@@ -27,6 +32,17 @@ std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
   }
   plan_.GrowTo((first + count) * size);
   return first;
+}
+
+// Where the header says that a snapshot table is, behind the end of the file, zeros say later that
+// it was lost. Our structures would be read as snapshots.
+uint64_t FreeSpace::BehindCutOffSnapshotTable(uint64_t first, uint64_t count) const {
+  const Header& header = state_.header;
+  const uint64_t size = state_.geo().cluster_size();
+  const uint64_t snapshots = std::min<uint64_t>(header.nb_snapshots, kQemuMaxSnapshots);
+  const uint64_t begin = header.snapshots_offset / size;
+  const uint64_t end = begin + DivideRoundingUp(snapshots * kSnapshotFixedBytes, size);
+  return snapshots != 0 && begin < first + count && first < end ? end : first;
 }
 
 // The file may have been cut off, and tables whose place is not known yet may have led behind the
@@ -41,7 +57,7 @@ bool FreeSpace::EndIsInDoubt() const {
   for (const FindingCode code :
        {FindingCode::kL1OffsetInvalid, FindingCode::kL1Lost, FindingCode::kL1EntryWithoutOffset,
         FindingCode::kL2TableMisaligned, FindingCode::kL2TablePastEnd,
-        FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotL1Invalid}) {
+        FindingCode::kSnapshotL1Invalid}) {
     if (state_.findings.Has(code)) return true;
   }
   return false;

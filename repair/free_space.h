@@ -39,6 +39,7 @@ class FreeSpace {
   std::optional<uint64_t> TakeAtEnd(uint64_t count);
   std::optional<uint64_t> FindInside(uint64_t count);
   bool EndIsInDoubt() const;
+  uint64_t BehindCutOffSnapshotTable(uint64_t first, uint64_t count) const;
   bool IsFree(uint64_t cluster) const;
 
   const CheckState& state_;

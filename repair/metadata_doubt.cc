@@ -233,6 +233,26 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
   }
 }
 
+bool SnapshotIsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot) {
+  for (const Finding& finding : state.findings.findings()) {
+    const bool about_entry = finding.code == FindingCode::kSnapshotExtraTooLarge ||
+                             finding.code == FindingCode::kSnapshotL1Invalid ||
+                             finding.code == FindingCode::kSnapshotSizeMismatch;
+    if (about_entry && finding.snapshot == snapshot) return true;
+    for (const Owner& owner : finding.owners) {
+      const bool its_l1 =
+          owner.structure == Structure::kSnapshotL1Table && owner.snapshot == snapshot;
+      if ((its_l1 || owner.structure == Structure::kSnapshotTable) && finding.host_offset &&
+          IsInDoubt(state, image, owner, *finding.host_offset)) {
+        return true;
+      }
+    }
+  }
+  return ReadPlausibleEntries(image, state.header.snapshots_offset, snapshot + 1).size() !=
+             snapshot + 1 ||
+         SnapshotL1IsInDoubt(state, image, snapshot);
+}
+
 bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image) {
   for (const FindingCode code :
        {FindingCode::kSnapshotTableInvalid, FindingCode::kSnapshotTooMany,

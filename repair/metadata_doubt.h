@@ -26,6 +26,10 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
 // refer to may be no table, and orphans may be what a snapshot needs.
 bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image);
 
+// The same of one snapshot: its entry or its L1 table, or an entry before it, whose length says
+// where its own is.
+bool SnapshotIsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot);
+
 // No sound entry of the active L1 table leads to an L2 table, and some are more than one flipped
 // bit away from one: what the header names is probably something else, and no place to write to.
 bool ActiveL1IsInDoubt(const CheckState& state);

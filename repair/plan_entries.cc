@@ -80,9 +80,15 @@ class EntryPlanner {
         evidence_(state, plan, stored_),
         compressed_(state, stored_),
         places_(state),
-        l1_in_doubt_(ActiveL1IsInDoubt(state)),
-        snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())) {
+        l1_in_doubt_(ActiveL1IsInDoubt(state)) {
     for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
+    absl::flat_hash_set<uint64_t> seen;
+    for (const Finding& finding : state.findings.findings()) {
+      if (finding.snapshot && seen.insert(*finding.snapshot).second &&
+          SnapshotIsInDoubt(state, plan.image(), *finding.snapshot)) {
+        snapshots_in_doubt_.insert(*finding.snapshot);
+      }
+    }
   }
 
   void PlanProven();
@@ -106,6 +112,9 @@ class EntryPlanner {
   void RelinkZeroSlot();
   void RelinkLostTable(const LostTable& lost, bool certain);
   bool OnlyOrphanTableMaps(uint64_t cluster_bytes) const;
+  bool IsInDoubtWithItsSnapshot(const std::optional<uint64_t>& snapshot) const {
+    return snapshot && snapshots_in_doubt_.contains(*snapshot);
+  }
   bool PointsIntoFile(uint64_t entry) const {
     const uint64_t offset = EntryOffset(entry);
     return offset != 0 && IsAligned(offset, geometry_.cluster_size()) &&
@@ -137,7 +146,7 @@ class EntryPlanner {
   CompressedEvidence compressed_;
   SoundPlaces places_;
   const bool l1_in_doubt_;
-  const bool snapshots_in_doubt_;
+  absl::flat_hash_set<uint64_t> snapshots_in_doubt_;
   absl::flat_hash_set<uint64_t> decided_;              // places of entries
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
@@ -145,7 +154,7 @@ class EntryPlanner {
 
 template <typename Visit>
 void EntryPlanner::ForEachEntry(const Finding& finding, Visit visit, bool relinks_only) const {
-  if (!finding.host_offset || (finding.snapshot && snapshots_in_doubt_)) return;
+  if (!finding.host_offset || IsInDoubtWithItsSnapshot(finding.snapshot)) return;
   const bool is_l1 = IsL1(finding);
   const uint64_t step = is_l1 ? 8 : geometry_.l2_entry_bytes();
   const uint64_t guest_step = is_l1 ? geometry_.l2_guest_bytes() : geometry_.cluster_size();
@@ -446,6 +455,8 @@ void EntryPlanner::PlanLost() {
         break;
       case FindingCode::kDataPastEnd:
       case FindingCode::kDataMisaligned:
+      case FindingCode::kZeroClusterPastEnd:
+      case FindingCode::kZeroClusterMisaligned:
       case FindingCode::kCompressedPastEnd:
         ForEachEntry(finding,
                      [&](const FoundEntry& at) { zeros.AddL2(finding, at.place_bytes, at.guest); });

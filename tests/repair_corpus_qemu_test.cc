@@ -54,7 +54,7 @@ bool OnlySnapshotTableIsLeft(const Report& report) {
   return std::all_of(report.findings.begin(), report.findings.end(), [](const Finding& finding) {
     return InfoOf(finding.code).tally != Tally::kCorruptions ||
            finding.structure == Structure::kSnapshotTable ||
-           finding.code == FindingCode::kOrphanL2Table;
+           finding.code == FindingCode::kOrphanL2Table || finding.code == FindingCode::kCorruptBit;
   });
 }
 
@@ -63,7 +63,12 @@ bool OnlySnapshotTableIsLeft(const Report& report) {
 // snapshot table that cannot be read: qemu-img makes one up from what is left, which is clean, and
 // has lost the names or the snapshots.
 bool IsWorse(const Result& ours, const Result& qemus, const Report& after) {
-  if (ours.readable != qemus.readable) return ours.readable < qemus.readable;
+  if (ours.readable < qemus.readable) {
+    // What is read by chance, through what is no table, is worth less than the data itself.
+    const uint64_t more_readable = qemus.readable - ours.readable;
+    return ours.data.after < qemus.data.after + more_readable;
+  }
+  if (ours.readable != qemus.readable) return false;
   if (ours.data.after != qemus.data.after) return ours.data.after < qemus.data.after;
   return ours.rank() > qemus.rank() && ours.exit_code != 3 && !OnlySnapshotTableIsLeft(after);
 }
