@@ -49,19 +49,23 @@ std::string Words(const Result& result) {
                          result.exit_code, result.readable, result.data.after, result.data.before);
 }
 
-// All that is wrong is in the snapshot table, but for the L2 tables of the snapshots.
-bool OnlySnapshotTableIsLeft(const Report& report) {
+// All that is wrong is in the snapshot table, or in what only snapshots lead to; or the file was
+// cut off before the L1 table.
+bool OnlySnapshotsOrNothingIsLeft(const Report& report) {
   return std::all_of(report.findings.begin(), report.findings.end(), [](const Finding& finding) {
     return InfoOf(finding.code).tally != Tally::kCorruptions ||
-           finding.structure == Structure::kSnapshotTable ||
-           finding.code == FindingCode::kOrphanL2Table || finding.code == FindingCode::kCorruptBit;
+           finding.structure == Structure::kSnapshotTable || finding.snapshot.has_value() ||
+           finding.code == FindingCode::kOrphanL2Table ||
+           finding.code == FindingCode::kL1OffsetInvalid ||
+           finding.code == FindingCode::kFileTruncated || finding.code == FindingCode::kCorruptBit;
   });
 }
 
 // Fewer units to read, or fewer clusters kept for as many, or a worse state for as much data. Leaks
 // that are held back are no worse state: that nothing of value is in them is luck. Nor is a
 // snapshot table that cannot be read: qemu-img makes one up from what is left, which is clean, and
-// has lost the names or the snapshots.
+// has lost the names or the snapshots. Nor is an L1 table behind the end of the file: to qemu-img
+// the disk is then empty, and clean.
 bool IsWorse(const Result& ours, const Result& qemus, const Report& after) {
   if (ours.readable < qemus.readable) {
     // What is read by chance, through what is no table, is worth less than the data itself.
@@ -70,7 +74,7 @@ bool IsWorse(const Result& ours, const Result& qemus, const Report& after) {
   }
   if (ours.readable != qemus.readable) return false;
   if (ours.data.after != qemus.data.after) return ours.data.after < qemus.data.after;
-  return ours.rank() > qemus.rank() && ours.exit_code != 3 && !OnlySnapshotTableIsLeft(after);
+  return ours.rank() > qemus.rank() && ours.exit_code != 3 && !OnlySnapshotsOrNothingIsLeft(after);
 }
 // qemu-img freed what ours holds back, and nothing of it was missed.
 bool HeldBackForNothing(const Result& ours, const Result& qemus) {
