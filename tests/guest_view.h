@@ -93,8 +93,8 @@ struct ViewChanges {
 };
 // A repair may leave a unit as it was or give it back what it was before the damage. Where the
 // damage changed something, and where the backing file shows through a damaged table, a unit may
-// read as zeros if `lost` says so; what is zeros and could not be read may read as anything, then. Everything else is a violation: above all that something reads
-// otherwise that was right before.
+// read as zeros if `lost` says so; what is zeros and could not be read may read as anything, then.
+// Everything else is a violation: above all that something reads otherwise that was right before.
 //
 // Left out: what the undamaged L1 table has no entries for; and what the damage made read through
 // something that never was an L2 table, or from something that never was data: such bytes mean
