@@ -109,7 +109,9 @@ class Comparison {
  private:
   // The data file is named without a directory, which QEMU takes for the current one.
   int Qemu(const std::string& path, const std::vector<std::string>& options) {
-    std::vector<std::string> argv = {"qemu-img", "check", "-q"};
+    // It may print gigabytes.
+    std::vector<std::string> argv = {"sh",       "-c",    "exec \"$0\" \"$@\" >/dev/null 2>&1",
+                                     "qemu-img", "check", "-q"};
     argv.insert(argv.end(), options.begin(), options.end());
     if (sound_.places.geometry.data_file) {
       argv.insert(argv.end(), {"--image-opts",
