@@ -104,10 +104,10 @@ bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
 bool OrphanEvidence::HoldsOldRefcounts(uint64_t offset_bytes) const {
   if (plan_.old_blocks().empty()) return false;
   std::vector<uint8_t> cluster(std::min(state_.geo().cluster_size(), kMaxPieceBytes));
-  const bool is_block =
-      std::any_of(plan_.old_blocks().begin(), plan_.old_blocks().end(), [&](uint64_t index) {
-        return IsOldRefcountBlock(state_, {index, offset_bytes}) != OldRefcounts::kNo;
-      });
+  const std::vector<uint64_t> near = plan_.OldBlocksNear(offset_bytes, state_.geo());
+  const bool is_block = std::any_of(near.begin(), near.end(), [&](uint64_t index) {
+    return IsOldRefcountBlock(state_, {index, offset_bytes}) != OldRefcounts::kNo;
+  });
   return is_block ||
          (plan_.image().ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(cluster)).ok() &&
           IsOldRefcountTable(state_, cluster));

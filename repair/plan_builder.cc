@@ -152,6 +152,16 @@ void PlanBuilder::Decline(FindingCode code, std::optional<HostOffset> host_offse
   plan_.declined.push_back({code, host_offset, std::move(reason)});
 }
 
+std::vector<uint64_t> PlanBuilder::OldBlocksNear(uint64_t offset_bytes,
+                                                 const Geometry& geometry) const {
+  const uint64_t own = (offset_bytes >> geometry.cluster_bits) / geometry.refcount_block_entries();
+  std::vector<uint64_t> near;
+  for (const uint64_t index : {own, own + 1}) {
+    if (old_blocks_.contains(index)) near.push_back(index);
+  }
+  return near;
+}
+
 void PlanBuilder::AddLostRange(uint64_t guest_offset_bytes, uint64_t length_bytes) {
   lost_.Add(guest_offset_bytes, length_bytes);
 }

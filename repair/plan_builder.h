@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/types/span.h"
 #include "common/finding.h"
+#include "common/geometry.h"
 #include "common/image_file.h"
 #include "repair/patched_file.h"
 #include "repair/repair_plan.h"
@@ -44,6 +45,9 @@ class PlanBuilder {
   // found any more and was made anew: orphans may be the old blocks.
   void ExpectOldBlock(uint64_t table_index) { old_blocks_.insert(table_index); }
   const absl::btree_set<uint64_t>& old_blocks() const { return old_blocks_; }
+  // Those that the block at `offset_bytes` may have been of: writers put a block into its own
+  // range, or at the end of the one before.
+  std::vector<uint64_t> OldBlocksNear(uint64_t offset_bytes, const Geometry& geometry) const;
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
 

@@ -144,7 +144,7 @@ absl::btree_map<uint64_t, OldPlaces> FindOldRefcounts(const CheckState& state,
   for (const OrphanRun& run : state.orphans) {
     for (uint64_t i = 0; i < run.clusters && left != 0; ++i, --left) {
       const uint64_t offset = (run.first_cluster + i) * size;
-      for (const uint64_t index : plan.old_blocks()) {
+      for (const uint64_t index : plan.OldBlocksNear(offset, state.geo())) {
         const OldRefcounts is_old = IsOldRefcountBlock(state, {index, offset});
         if (is_old == OldRefcounts::kNo) continue;
         places[index].offsets.push_back(offset);
