@@ -76,6 +76,12 @@ absl::string_view WordsOf(Verdict verdict) {
   return "";
 }
 
+bool KeptByRepair(const Report& report) {
+  return report.verdict == Verdict::kLeaks &&
+         std::any_of(report.code_totals.begin(), report.code_totals.end(),
+                     [](const CodeTotal& row) { return row.code == FindingCode::kKeptByRepair; });
+}
+
 absl::string_view DataSentence(const Report& report) {
   switch (report.data) {
     case DataState::kNone:
@@ -84,6 +90,12 @@ absl::string_view DataSentence(const Report& report) {
                  ? "Guest data is intact."
                  : "No damage to guest data in the part that was examined.";
     case DataState::kAtRisk:
+      // The image is consistent: its user may go on, but the clusters are not to be freed.
+      if (KeptByRepair(report)) {
+        return "An earlier repair kept clusters that may be lost guest data: do not let another "
+               "tool "
+               "free them.";
+      }
       return "Guest data is at risk: do not start the VM, do not let another tool repair it.";
     case DataState::kAmbiguous:
       return "Some guest data is ambiguous: two places claim the same bytes. Do not start the VM.";

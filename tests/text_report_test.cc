@@ -17,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "tests/damage.h"
 #include "tests/image_builder.h"
+#include "tests/repair_promises.h"
 
 namespace qcow2check::testing {
 namespace {
@@ -260,6 +261,18 @@ TEST(TextReportTest, WhatIsNoImageGetsNoSummary) {
   const std::string text = TextOf(Check(std::vector<uint8_t>(4096, 0x5a)));
   EXPECT_THAT(text, StartsWith("vm.qcow2: not a qcow2 image.\n"));
   EXPECT_THAT(text, Not(HasSubstr("No errors were found")));
+}
+
+// The image can be used again: what the repair gave up it has said, and what is kept is safe from
+// its writers.
+TEST(TextReportTest, WhatARepairKeptIsNoReasonNotToStartTheVm) {
+  BuiltImage image = FieldImage();
+  const uint64_t table = image.L2At(0).host_offset;
+  FillWithText(image.bytes, table, image.cluster_size());
+  EXPECT_THAT(TextOf(Check(image.bytes)), HasSubstr("do not start the VM"));
+  const std::string text = TextOf(Check(Repair(image.bytes).bytes));
+  EXPECT_THAT(text, HasSubstr("An earlier repair kept clusters that may be lost guest data"));
+  EXPECT_THAT(text, Not(HasSubstr("do not start the VM")));
 }
 
 TEST(TextReportTest, AHeaderThatIsGoneIsAWarningToKeepTheFile) {
