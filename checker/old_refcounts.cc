@@ -1,6 +1,7 @@
 #include "checker/old_refcounts.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
@@ -48,7 +49,7 @@ OldRefcounts IsOldRefcountBlock(const CheckState& state, const RefcountBlock& bl
   const uint64_t own = block.offset_bytes >> geometry.cluster_bits;
   const uint64_t piece = std::min(geometry.cluster_size(), kMaxPieceBytes);
   const uint64_t piece_entries = piece * 8 >> geometry.refcount_order;
-  const absl::flat_hash_set<uint64_t> structures = ClustersOfRefcountStructures(state);
+  std::optional<absl::flat_hash_set<uint64_t>> structures;  // made when the first one is asked for
   std::vector<uint8_t> bytes(piece);
   uint64_t equal = 0, different = 0;
   bool all_ones = true;
@@ -64,7 +65,8 @@ OldRefcounts IsOldRefcountBlock(const CheckState& state, const RefcountBlock& bl
         equal += count != 0 ? 1 : 0;
         all_ones &= count == 1;
       } else if (expected != 0 || !IsOrphan(state, cluster)) {
-        different += count == 0 && structures.contains(cluster) ? 0 : 1;
+        if (count == 0 && !structures) structures = ClustersOfRefcountStructures(state);
+        different += count == 0 && structures->contains(cluster) ? 0 : 1;
         if (different > (end - first) / 8) return OldRefcounts::kNo;
       }
     }

@@ -88,10 +88,10 @@ bool CountsMoreThanItMisses(const CheckState& state, const ImageFile& image,
                             const RefcountBlock& block) {
   const Geometry& geometry = state.geo();
   const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
-  std::vector<uint8_t> bytes(geometry.cluster_size());
+  std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
   if (!image.ReadAt(HostOffset{block.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
   uint64_t right = 0, missing = 0;
-  for (uint64_t i = 0; i < geometry.refcount_block_entries(); ++i) {
+  for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
     const uint64_t cluster = SaturatingAdd(first, i);
     if (cluster >= state.file_clusters) break;
     const uint64_t expected = state.expected->Get(cluster);

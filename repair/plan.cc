@@ -81,6 +81,8 @@ bool TablesMakeNoSense(const CheckState& state) {
 // Why nothing at all may be changed; empty if nothing speaks against it.
 std::string WhyNothing(const CheckState& state, const RepairOptions& options) {
   if (!state.geometry) return "the header cannot be understood";
+  // A plan keeps whole clusters in memory, and no program reads an image with larger ones.
+  if (state.geo().cluster_size() > kMaxPieceBytes) return "the clusters are larger than 2 MiB";
   for (const FindingCode code :
        {FindingCode::kUnsupportedVersion, FindingCode::kUnknownIncompatibleFeature}) {
     if (state.findings.Has(code)) return "the image may mean something else than is known here";

@@ -9,6 +9,7 @@
 #include "tests/fault_file.h"
 #include "tests/image_builder.h"
 #include "tests/reference_compare.h"
+#include "tests/repair_promises.h"
 
 namespace qcow2check::testing {
 namespace {
@@ -138,6 +139,15 @@ TEST(Regressions, TableThatCannotBeReadIsNotLost) {
   const Report report = CheckImage(file, {});
   EXPECT_FALSE(Has(report, FindingCode::kL2TableLost));
   EXPECT_EQ(report.held_back.clusters, 300u);
+}
+
+// A plan keeps whole clusters in memory: not of a size that only the header claims.
+TEST(Regressions, NoPlanForClustersOfAGibibyte) {
+  BuiltImage image = BuildImage({.virtual_size = 1 << 20, .steps = {WriteClusters{.count = 2}}});
+  PokeField(image, "cluster_bits", 30);
+  const RepairedImage repaired = Repair(image.bytes);
+  EXPECT_EQ(repaired.result.plan.refused, "the clusters are larger than 2 MiB");
+  EXPECT_TRUE(repaired.bytes == image.bytes);
 }
 
 }  // namespace
