@@ -19,6 +19,13 @@ struct Extent {
   bool empty() const { return begin_bytes >= end_bytes; }
 };
 
+// One of several reads that may be done in any order, or at the same time.
+struct ReadRequest {
+  HostOffset offset;
+  absl::Span<uint8_t> dst;
+  absl::Status status;  // set by ReadMany: as ReadAt's
+};
+
 class ImageFile {
  public:
   virtual ~ImageFile() = default;
@@ -30,6 +37,20 @@ class ImageFile {
   // read error the content of `dst` is unspecified and the status says why (kDataLoss).
   // Thread-safe.
   virtual absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const = 0;
+
+  // Does all of `requests`: as if by ReadAt for each, but a file whose reads take long to come back
+  // has them all under way at once. Thread-safe.
+  virtual void ReadMany(absl::Span<ReadRequest> requests) const {
+    for (ReadRequest& request : requests) request.status = ReadAt(request.offset, request.dst);
+  }
+
+  // Says that the stretch will be read soon; a file may begin to fetch it. Changes no result.
+  // Thread-safe.
+  virtual void WillNeed(const Extent& /*extent*/) const {}
+
+  // Whether a read is mostly waiting (for a network), so that more threads than there are
+  // processors are worth having.
+  virtual bool is_remote() const { return false; }
 
   // The first stretch at or after `offset` that may hold something other than zeros; empty if
   // there is none before the end of the file. Files that cannot tell return all that is left.
