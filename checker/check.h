@@ -13,6 +13,9 @@ namespace qcow2check {
 struct CheckOptions {
   // Findings listed for each code; the totals are exact all the same.
   uint64_t max_findings = 1000;
+  // Threads that read and count; 0: as many as there are processors, and some more for an image
+  // behind a network. The report is the same for any number.
+  uint64_t threads = 0;
   // Also decompress every compressed cluster and, if the image has an external data file, compare
   // the offsets in its L2 tables with the guest offsets.
   bool verify_data = false;

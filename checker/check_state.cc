@@ -1,6 +1,8 @@
 #include "checker/check_state.h"
 
 #include <algorithm>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "common/checked_math.h"
@@ -9,7 +11,7 @@
 namespace qcow2check {
 
 void CheckState::MakeMaps() {
-  expected.emplace(file_clusters + 64);
+  expected.emplace(file_clusters + kClustersBehindEnd);
   const uint64_t wanted = file_clusters * 2 + (uint64_t{1} << 20);
   tracked_clusters =
       std::min(wanted, kMaxFileClusters + kPageClusters) / kPageClusters * kPageClusters;
@@ -21,38 +23,34 @@ void CheckState::MakeMaps() {
 }
 
 bool CheckState::Read(HostOffset offset, absl::Span<uint8_t> dst, Structure structure) {
-  ++coverage.reads;
-  coverage.bytes_read += dst.size();
-  if (file.ReadAt(offset, dst).ok()) return true;
-  // Something in the range cannot be read. Find out which sectors, and go on with the rest.
-  bool complete = true;
-  for (size_t at = 0; at < dst.size(); at += kSectorBytes) {
-    const size_t length = std::min<size_t>(kSectorBytes, dst.size() - at);
-    const HostOffset sector = {offset.bytes + at};
-    if (file.ReadAt(sector, dst.subspan(at, length)).ok()) continue;
-    complete = false;
-    std::fill_n(dst.begin() + static_cast<int64_t>(at), length, uint8_t{0});
-    findings.Add({.code = FindingCode::kUnreadable,
-                  .structure = structure,
-                  .host_offset = sector,
-                  .length_bytes = length,
-                  .detail = absl::StrFormat("a part of the %s", WordsOf(structure))});
-  }
-  if (!complete) {
-    Skip(absl::StrFormat("a part of the %s at 0x%x", WordsOf(structure), offset.bytes),
-         "it cannot be read");
-  }
+  PartNotes notes = NewPart();
+  const bool complete = ReadMetadata(file, offset, dst, structure, notes);
+  Absorb(std::move(notes));
   return complete;
 }
 
+void CheckState::Absorb(PartNotes notes) {
+  coverage.reads += notes.reads;
+  coverage.bytes_read += notes.bytes_read;
+  if (notes.findings != nullptr) findings.Absorb(std::move(*notes.findings));
+  for (SkippedPart& part : notes.skipped) Skip(std::move(part.what), std::move(part.why));
+}
+
 void CheckState::Skip(std::string what, std::string why) {
-  constexpr size_t kMostListed = 1000;
-  if (coverage.skipped.size() > kMostListed) return;
-  if (coverage.skipped.size() == kMostListed) {
+  if (coverage.skipped.size() > kMostSkippedListed) return;
+  if (coverage.skipped.size() == kMostSkippedListed) {
     what = "more parts than are listed here";
     why = "see the findings";
   }
   coverage.skipped.push_back({std::move(what), std::move(why)});
+}
+
+uint64_t CheckState::threads() const {
+  if (options.threads != 0) return options.threads;
+  constexpr uint64_t kMostProcessors = 16;  // more would only wait for the memory
+  constexpr uint64_t kForNetwork = 16;
+  const uint64_t processors = std::max(1u, std::thread::hardware_concurrency());
+  return file.is_remote() ? kForNetwork : std::min(processors, kMostProcessors);
 }
 
 bool CheckState::Spend(uint64_t entries, Structure structure) {

@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "checker/check.h"
 #include "checker/finding_list.h"
+#include "checker/part_notes.h"
 #include "checker/report.h"
 #include "common/bitmap_entry.h"
 #include "common/cluster_set.h"
@@ -27,6 +28,10 @@
 #include "common/snapshot_entry.h"
 
 namespace qcow2check {
+
+// Clusters behind the last one that can be referenced all the same: what starts in the file may end
+// in the next one.
+inline constexpr uint64_t kClustersBehindEnd = 64;
 
 // A piece of metadata that occupies whole clusters.
 struct MetadataRegion {
@@ -180,9 +185,15 @@ struct CheckState {
   // and once a finding, when it is used up.
   bool Spend(uint64_t entries, Structure structure);
 
-  // Reads metadata. Sectors that cannot be read become zeros, a finding and a gap in the
-  // coverage; false if there were any.
+  // ReadMetadata for a pass that is one part.
   bool Read(HostOffset offset, absl::Span<uint8_t> dst, Structure structure);
+
+  // Notes for a part of a pass, and their return.
+  PartNotes NewPart() const { return PartNotes(options.max_findings); }
+  void Absorb(PartNotes notes);
+
+  // How many threads a pass should use.
+  uint64_t threads() const;
 
   // Says that [offset, offset + length) is `structure`, referenced `weight` times, counts it and
   // remembers it as a region. A part outside the file is not counted if it reaches a cluster

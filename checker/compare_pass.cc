@@ -3,15 +3,20 @@
 // Needs the finished count. Makes the findings about refcounts, the runs of orphans (stored but
 // not referenced; classified later), the clusters whose COPIED flags must be looked at, and the
 // image end offset. Compares over the union of what is stored and what is referenced. Reads each
-// refcount block once; 64 clusters are compared at a time where counts are 0 or 1.
+// refcount block once; 64 clusters are compared at a time where counts are 0 or 1. Parts of the
+// list of blocks are compared by several threads and their results put together in order.
 #include <algorithm>
+#include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
+#include "checker/cluster_batch.h"
 #include "common/limits.h"
+#include "common/ordered_jobs.h"
 #include "common/refcount_block.h"
 
 namespace qcow2check {
@@ -25,16 +30,16 @@ struct StoredWord {
   uint64_t is_one = 0;
 };
 
-// Adds a cluster behind all others, to the last run if it continues it.
-void ExtendRuns(std::vector<OrphanRun>& runs, uint64_t cluster, uint64_t stored) {
+// Adds clusters behind all others, to the last run if they continue it.
+void ExtendRuns(std::vector<OrphanRun>& runs, const OrphanRun& next) {
   if (!runs.empty()) {
     OrphanRun& last = runs.back();
-    if (last.first_cluster + last.clusters == cluster && last.stored == stored) {
-      ++last.clusters;
+    if (last.first_cluster + last.clusters == next.first_cluster && last.stored == next.stored) {
+      last.clusters += next.clusters;
       return;
     }
   }
-  runs.push_back({cluster, 1, stored});
+  runs.push_back(next);
 }
 
 // Behind the last cluster in the file that something references.
@@ -50,26 +55,64 @@ uint64_t EndOfReferences(const CheckState& state) {
   return end;
 }
 
+// Some of the refcount blocks, and the clusters from `first_cluster` up to the end of the last one.
+struct BlockRange {
+  uint64_t first_cluster = 0;
+  absl::Span<const RefcountBlock> blocks;
+  bool is_last = false;  // also all clusters behind
+};
+
+// What comparing a part of the blocks makes, besides sets.
+struct ComparePart {
+  PartNotes notes;
+  std::vector<OrphanRun> orphans;
+  uint64_t orphan_clusters = 0;
+  uint64_t stored_past_end_in_use = 0;
+  uint64_t end_cluster = 0;  // behind the last one in use or counted
+};
+
+// Sets that one thread makes.
+struct CompareSets {
+  explicit CompareSets(const CheckState& state)
+      : mismatched(state.tracked_clusters),
+        copied_questions(state.tracked_clusters),
+        stored_is_one(state.tracked_clusters) {}
+
+  ClusterSet mismatched;
+  ClusterSet copied_questions;
+  ClusterSet stored_is_one;
+};
+
+// One thread's comparison of some of the parts.
 class Comparison {
  public:
-  explicit Comparison(CheckState& state)
+  Comparison(const CheckState& state, uint64_t end_of_file)
       : state_(state),
         order_(state.geo().refcount_order),
         block_entries_(state.geo().refcount_block_entries()),
-        end_of_file_(state.file_clusters + (state.expected->Get(state.file_clusters) != 0 ? 1 : 0)),
+        one_pattern_(OnePattern(order_)),
+        end_of_file_(end_of_file),
         // Without lazy refcounts the dirty bit is never set, but a set bit says the same.
-        lazy_(state.header.Has(kDirty) && state.header.Has(kLazyRefcounts)) {}
+        lazy_(state.header.Has(kDirty) && state.header.Has(kLazyRefcounts)),
+        mapping_is_complete_(state.coverage.complete() && !state.l2_tables.empty()),
+        sets_(state) {}
 
-  void Run();
+  ComparePart Compare(const BlockRange& range);
+
+  CompareSets& sets() { return sets_; }
 
  private:
-  void CompareBlock(const RefcountBlock& block);
+  static uint64_t OnePattern(int refcount_order);
+  void CompareBlock(const RefcountBlock& block, const ClusterBatch::Piece& piece, uint64_t begin,
+                    uint64_t length);
   void ComparePiece(const RefcountBlock& block, uint64_t first, absl::Span<const uint8_t> bytes);
   void CompareReadableSectors(const RefcountBlock& block, uint64_t begin,
-                              absl::Span<uint8_t> piece);
+                              absl::Span<const uint8_t> piece);
+  void JudgeBlock(const RefcountBlock& block);
   void CompareAbsent(uint64_t begin, uint64_t end);
   void CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries);
   void CompareCluster(uint64_t cluster, uint64_t stored);
+  uint64_t DifferingBytes(const uint8_t* expected, const uint8_t* entries) const;
   void CountPastEnd(uint64_t cluster, uint64_t stored);
   bool MappingMayBeLost(uint64_t stored, uint64_t expected) const;
   void AskAboutCopied(uint64_t cluster, const StoredWord& stored);
@@ -79,21 +122,43 @@ class Comparison {
   uint64_t Stored(const uint8_t* entries, uint64_t index) const {
     return entries == nullptr ? 0 : LoadRefcount(entries, index, order_);
   }
-  void CheckSharedBlocks();
 
-  CheckState& state_;
+  const CheckState& state_;
   const int order_;
   const uint64_t block_entries_;
+  const uint64_t one_pattern_;
   // Behind the last cluster that can be referenced: what starts in the file may end in the next.
   const uint64_t end_of_file_;
   const bool lazy_;
-  uint64_t end_cluster_ = 0;       // behind the last one in use or counted
+  const bool mapping_is_complete_;
+  ClusterBatch batch_;
+  CompareSets sets_;
+  ComparePart* part_ = nullptr;
   uint64_t block_mismatches_ = 0;  // in the block at hand
   uint64_t block_used_ = 0;
   std::vector<OrphanRun> past_end_;  // refcounts of the block at hand behind the end of the file
 };
 
+// Eight bytes of refcounts of 1, in native order.
+uint64_t Comparison::OnePattern(int refcount_order) {
+  uint8_t ones[8] = {};
+  for (uint64_t i = 0; i < 64u >> refcount_order; ++i) StoreRefcount(ones, i, refcount_order, 1);
+  uint64_t pattern = 0;
+  std::memcpy(&pattern, ones, sizeof(pattern));
+  return pattern;
+}
+
 StoredWord Comparison::LoadWord(const uint8_t* entries) const {
+  // Most words are all ones or all zeros, and then it does not matter how wide a refcount is.
+  uint64_t not_zero = 0, not_one = 0;
+  for (uint64_t at = 0; at < kWordClusters << order_ >> 3; at += 8) {
+    uint64_t eight_bytes = 0;
+    std::memcpy(&eight_bytes, entries + at, sizeof(eight_bytes));
+    not_zero |= eight_bytes;
+    not_one |= eight_bytes ^ one_pattern_;
+  }
+  if (not_one == 0) return {0, ~uint64_t{0}};
+  if (not_zero == 0) return {};
   StoredWord word = {0, 0};
   const auto add = [&word](uint64_t i, uint64_t value) {
     word.is_zero |= static_cast<uint64_t>(value == 0) << i;
@@ -115,14 +180,14 @@ StoredWord Comparison::LoadWord(const uint8_t* entries) const {
 void Comparison::AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t stored,
                                     uint64_t expected, uint64_t count) {
   const uint64_t size = state_.geo().cluster_size();
-  state_.findings.Add({.code = code,
-                       .structure = Structure::kRefcountBlock,
-                       .host_offset = state_.geo().OffsetOf({cluster}),
-                       .length_bytes = size,
-                       .clusters = 1,
-                       .count = count,
-                       .stored = stored,
-                       .expected = expected});
+  part_->notes.Add({.code = code,
+                    .structure = Structure::kRefcountBlock,
+                    .host_offset = state_.geo().OffsetOf({cluster}),
+                    .length_bytes = size,
+                    .clusters = 1,
+                    .count = count,
+                    .stored = stored,
+                    .expected = expected});
 }
 
 // A small count for what nothing references says more about the mapping than about the block.
@@ -130,19 +195,18 @@ void Comparison::AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t
 bool Comparison::MappingMayBeLost(uint64_t stored, uint64_t expected) const {
   constexpr uint64_t kSmall = 16;
   constexpr int kNarrow = 3;
-  const bool may_be_lost =
-      order_ > kNarrow || !state_.coverage.complete() || state_.l2_tables.empty();
+  const bool may_be_lost = order_ > kNarrow || !mapping_is_complete_;
   return expected == 0 && stored <= kSmall && may_be_lost;
 }
 
 void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
   if (stored == 0) return;
   if (cluster < state_.tracked_clusters && state_.past_end->Contains(cluster)) {
-    ++state_.stored_past_end_in_use;
+    ++part_->stored_past_end_in_use;
     return;
   }
   ++block_mismatches_;
-  ExtendRuns(past_end_, cluster, stored);
+  ExtendRuns(past_end_, {cluster, 1, stored});
 }
 
 void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
@@ -151,16 +215,16 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
     return;
   }
   uint64_t expected = state_.expected->Get(cluster);
-  if (stored != 0 || expected != 0) end_cluster_ = std::max(end_cluster_, cluster + 1);
+  if (stored != 0 || expected != 0) part_->end_cluster = std::max(part_->end_cluster, cluster + 1);
   const uint64_t max = state_.geo().refcount_max();
   if (expected > max) {
     AddRefcountFinding(FindingCode::kRefcountOverflow, cluster, stored, expected, expected - max);
     expected = max;
-    state_.mismatched->Insert(cluster);
+    sets_.mismatched.Insert(cluster);
   }
   if (stored == expected) return;
   if (!MappingMayBeLost(stored, expected)) ++block_mismatches_;
-  state_.mismatched->Insert(cluster);
+  sets_.mismatched.Insert(cluster);
   if (stored < expected) {
     const FindingCode code = lazy_         ? FindingCode::kRefcountLazy
                              : stored == 0 ? FindingCode::kRefcountZeroInUse
@@ -169,8 +233,8 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
   } else if (expected != 0) {
     AddRefcountFinding(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1);
   } else {
-    ++state_.orphan_clusters;
-    ExtendRuns(state_.orphans, cluster, stored);
+    ++part_->orphan_clusters;
+    ExtendRuns(part_->orphans, {cluster, 1, stored});
   }
 }
 
@@ -179,22 +243,44 @@ void Comparison::AskAboutCopied(uint64_t cluster, const StoredWord& stored) {
                        (state_.not_copied->Word(cluster) & stored.is_one);
   for (; questions != 0; questions &= questions - 1) {
     const uint64_t bit = static_cast<uint64_t>(__builtin_ctzll(questions));
-    state_.copied_questions->Insert(cluster + bit);
-    if (((stored.is_one >> bit) & 1) != 0) state_.stored_is_one->Insert(cluster + bit);
+    sets_.copied_questions.Insert(cluster + bit);
+    if (((stored.is_one >> bit) & 1) != 0) sets_.stored_is_one.Insert(cluster + bit);
   }
+}
+
+// Which of 64 counts differ from the stored ones.
+uint64_t Comparison::DifferingBytes(const uint8_t* expected, const uint8_t* entries) const {
+  uint64_t differ = 0;
+  if (order_ == 4) {
+    for (uint64_t i = 0; i < kWordClusters; ++i) {
+      differ |= static_cast<uint64_t>(Load16(entries + i * 2) != expected[i]) << i;
+    }
+  } else {
+    for (uint64_t i = 0; i < kWordClusters; ++i) {
+      differ |= static_cast<uint64_t>(LoadRefcount(entries, i, order_) != expected[i]) << i;
+    }
+  }
+  return differ;
 }
 
 // 64 clusters from `cluster` on, whose stored refcounts are at `entries` (nullptr: all 0).
 void Comparison::CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries) {
   if (cluster < state_.tracked_clusters) AskAboutCopied(cluster, stored);
+  const bool in_file = cluster + kWordClusters <= end_of_file_;
   uint64_t bits = 0;
   uint64_t differ = ~uint64_t{0};
-  if (cluster + kWordClusters <= end_of_file_ && state_.expected->BitWord(cluster, bits)) {
+  if (in_file && state_.expected->BitWord(cluster, bits)) {
     differ = ~((bits & stored.is_one) | (~bits & stored.is_zero));
     const uint64_t in_use = bits | ~stored.is_zero;
     if (in_use != 0) {
       const uint64_t top = 63 - static_cast<uint64_t>(__builtin_clzll(in_use));
-      end_cluster_ = std::max(end_cluster_, cluster + top + 1);
+      part_->end_cluster = std::max(part_->end_cluster, cluster + top + 1);
+    }
+  } else if (const uint8_t* counts = in_file ? state_.expected->ByteCounts(cluster) : nullptr) {
+    differ = entries != nullptr ? DifferingBytes(counts, entries) : ~uint64_t{0};
+    // Equal, in use or not: only the last one in use is of interest.
+    for (uint64_t i = kWordClusters; i > 0 && cluster + i > part_->end_cluster; --i) {
+      if (counts[i - 1] != 0) part_->end_cluster = cluster + i;
     }
   } else if (cluster >= end_of_file_) {
     differ = ~stored.is_zero;
@@ -221,54 +307,89 @@ void Comparison::ComparePiece(const RefcountBlock& block, uint64_t first,
 
 // Refcounts that cannot be read are unknown, not 0: nothing is said of their clusters.
 void Comparison::CompareReadableSectors(const RefcountBlock& block, uint64_t begin,
-                                        absl::Span<uint8_t> piece) {
+                                        absl::Span<const uint8_t> piece) {
+  uint8_t unused[kSectorBytes];
   for (uint64_t at = 0; at < piece.size(); at += kSectorBytes) {
-    const absl::Span<uint8_t> sector = piece.subspan(at, kSectorBytes);
-    if (!state_.file.ReadAt(HostOffset{block.offset_bytes + begin + at}, sector).ok()) continue;
-    ComparePiece(block, (begin + at) << 3 >> order_, sector);
+    const HostOffset place = {block.offset_bytes + begin + at};
+    if (!state_.file.ReadAt(place, absl::MakeSpan(unused)).ok()) continue;
+    ComparePiece(block, (begin + at) << 3 >> order_, piece.subspan(at, kSectorBytes));
   }
 }
 
-void Comparison::CompareBlock(const RefcountBlock& block) {
-  const uint64_t size = state_.geo().cluster_size();
-  std::vector<uint8_t> piece(std::min(size, kMaxPieceBytes));
-  block_mismatches_ = 0;
-  block_used_ = 0;
-  past_end_.clear();
-  for (uint64_t at = 0; at < size; at += piece.size()) {
-    if (state_.Read(HostOffset{block.offset_bytes + at}, absl::MakeSpan(piece),
-                    Structure::kRefcountBlock)) {
-      ComparePiece(block, at << 3 >> order_, piece);
-    } else {
-      CompareReadableSectors(block, at, absl::MakeSpan(piece));
-    }
-  }
-  ++state_.coverage.refcount_blocks;
-  // Most counts contradict the walk, and not because all are 0: it holds something else. What it
-  // says of clusters behind the end of the file then means nothing.
+// Most counts contradict the walk, and not because all are 0: it holds something else. What it
+// says of clusters behind the end of the file then means nothing.
+void Comparison::JudgeBlock(const RefcountBlock& block) {
   if (block_mismatches_ >= 64 && block_mismatches_ * 2 > block_used_ &&
       block_used_ * 4 >= block_entries_) {
-    state_.findings.Add({.code = FindingCode::kRefcountBlockGarbage,
-                         .structure = Structure::kRefcountBlock,
-                         .host_offset = HostOffset{block.offset_bytes},
-                         .length_bytes = size,
-                         .clusters = 1,
-                         .count = 0,  // its wrong refcounts count
-                         .confidence = Confidence::kProbable,
-                         .detail = absl::StrFormat("%d of its %d refcounts are wrong",
-                                                   block_mismatches_, block_entries_)});
+    part_->notes.Add({.code = FindingCode::kRefcountBlockGarbage,
+                      .structure = Structure::kRefcountBlock,
+                      .host_offset = HostOffset{block.offset_bytes},
+                      .length_bytes = state_.geo().cluster_size(),
+                      .clusters = 1,
+                      .count = 0,  // its wrong refcounts count
+                      .confidence = Confidence::kProbable,
+                      .detail = absl::StrFormat("%d of its %d refcounts are wrong",
+                                                block_mismatches_, block_entries_)});
     return;
   }
   for (const OrphanRun& run : past_end_) {
-    state_.findings.Add({.code = FindingCode::kRefcountPastEnd,
-                         .structure = Structure::kRefcountBlock,
-                         .host_offset = state_.geo().OffsetOf({run.first_cluster}),
-                         .length_bytes = run.clusters << state_.geo().cluster_bits,
-                         .clusters = run.clusters,
-                         .count = run.clusters,
-                         .stored = run.stored,
-                         .expected = 0});
+    part_->notes.Add({.code = FindingCode::kRefcountPastEnd,
+                      .structure = Structure::kRefcountBlock,
+                      .host_offset = state_.geo().OffsetOf({run.first_cluster}),
+                      .length_bytes = run.clusters << state_.geo().cluster_bits,
+                      .clusters = run.clusters,
+                      .count = run.clusters,
+                      .stored = run.stored,
+                      .expected = 0});
   }
+}
+
+void Comparison::CompareBlock(const RefcountBlock& block, const ClusterBatch::Piece& piece,
+                              uint64_t begin, uint64_t length) {
+  const uint64_t first = begin << 3 >> order_;
+  const absl::Span<const uint8_t> bytes(piece.bytes, piece.bytes != nullptr ? length : 0);
+  if (piece.bytes == nullptr) {
+    const uint64_t base = SaturatingMultiply(block.table_index, block_entries_);
+    CompareAbsent(SaturatingAdd(base, first), SaturatingAdd(base, first + (length << 3 >> order_)));
+  } else if (piece.complete) {
+    ComparePiece(block, first, bytes);
+  } else {
+    CompareReadableSectors(block, begin, bytes);
+  }
+}
+
+// Compares blocks that follow each other in the list, and the clusters between them.
+ComparePart Comparison::Compare(const BlockRange& range) {
+  ComparePart part = {.notes = state_.NewPart()};
+  part_ = &part;
+  const uint64_t limit = state_.tracked_clusters;
+  const uint64_t block_bytes = state_.geo().cluster_size();
+  const uint64_t piece_bytes = std::min(block_bytes, kMaxPieceBytes);
+  std::vector<uint64_t> offsets;
+  for (const RefcountBlock& block : range.blocks) offsets.push_back(block.offset_bytes);
+  const bool at_once = piece_bytes == block_bytes;
+  if (at_once) {
+    batch_.Read(state_.file, offsets, block_bytes, Structure::kRefcountBlock, part.notes);
+  }
+  uint64_t next = range.first_cluster;
+  for (size_t i = 0; i < range.blocks.size(); ++i) {
+    const RefcountBlock& block = range.blocks[i];
+    const uint64_t begin = SaturatingMultiply(block.table_index, block_entries_);
+    if (next < std::min(begin, limit)) CompareAbsent(next, std::min(begin, limit));
+    next = SaturatingAdd(begin, block_entries_);
+    block_mismatches_ = 0;
+    block_used_ = 0;
+    past_end_.clear();
+    if (at_once) CompareBlock(block, batch_.pieces()[i], 0, block_bytes);
+    for (uint64_t at = 0; at < block_bytes && !at_once; at += piece_bytes) {
+      batch_.Read(state_.file, {block.offset_bytes + at}, piece_bytes, Structure::kRefcountBlock,
+                  part.notes);
+      CompareBlock(block, batch_.pieces()[0], at, piece_bytes);
+    }
+    JudgeBlock(block);
+  }
+  if (range.is_last && next < limit) CompareAbsent(next, limit);
+  return part;
 }
 
 // Clusters [begin, end) for which no block exists: their refcount is 0.
@@ -286,54 +407,76 @@ void Comparison::CompareAbsent(uint64_t begin, uint64_t end) {
 
 // A block's cluster must have exactly one reference; every reference beyond counts, as each block
 // is compared when it is counted itself.
-void Comparison::CheckSharedBlocks() {
-  std::vector<RefcountBlock> blocks = state_.refcount_blocks;
+void CheckSharedBlocks(CheckState& state) {
+  std::vector<RefcountBlock> blocks = state.refcount_blocks;
   std::sort(blocks.begin(), blocks.end(), [](const RefcountBlock& a, const RefcountBlock& b) {
     return a.offset_bytes < b.offset_bytes;
   });
   for (size_t i = 0; i < blocks.size();) {
     size_t end = i + 1;
     while (end < blocks.size() && blocks[end].offset_bytes == blocks[i].offset_bytes) ++end;
-    const uint64_t cluster = state_.geo().ClusterOf(HostOffset{blocks[i].offset_bytes}).value;
-    const uint64_t references = state_.expected->Get(cluster);
+    const uint64_t cluster = state.geo().ClusterOf(HostOffset{blocks[i].offset_bytes}).value;
+    const uint64_t references = state.expected->Get(cluster);
     const uint64_t same = end - i;
     if (references > 1) {
-      state_.findings.Add({.code = FindingCode::kRefcountBlockShared,
-                           .structure = Structure::kRefcountBlock,
-                           .host_offset = HostOffset{blocks[i].offset_bytes},
-                           .length_bytes = state_.geo().cluster_size(),
-                           .clusters = 1,
-                           .count = references > same ? same : same - 1,
-                           .stored = std::nullopt,
-                           .detail = absl::StrFormat("it is referenced %d times", references)});
+      state.findings.Add({.code = FindingCode::kRefcountBlockShared,
+                          .structure = Structure::kRefcountBlock,
+                          .host_offset = HostOffset{blocks[i].offset_bytes},
+                          .length_bytes = state.geo().cluster_size(),
+                          .clusters = 1,
+                          .count = references > same ? same : same - 1,
+                          .stored = std::nullopt,
+                          .detail = absl::StrFormat("it is referenced %d times", references)});
     }
     i = end;
   }
 }
 
-void Comparison::Run() {
-  CheckSharedBlocks();
-  uint64_t next = 0;  // first cluster that is not compared yet
-  // An image may name one block for many ranges; a sane one has no more blocks than clusters.
-  uint64_t blocks_left = state_.file_clusters + 1024;
-  for (const RefcountBlock& block : state_.refcount_blocks) {
-    const uint64_t begin = SaturatingMultiply(block.table_index, block_entries_);
-    const uint64_t limit = state_.tracked_clusters;
-    if (next < std::min(begin, limit)) CompareAbsent(next, std::min(begin, limit));
-    next = SaturatingAdd(begin, block_entries_);
-    if (blocks_left-- == 0) {
-      state_.findings.Add({.code = FindingCode::kLimitReached,
-                           .structure = Structure::kRefcountBlock,
-                           .host_offset = HostOffset{block.offset_bytes},
-                           .detail = "one refcount block is named for too many ranges"});
-      state_.Skip("refcounts of ranges that share a block", "limit reached");
-      break;
-    }
-    CompareBlock(block);
+// Divides the blocks into parts; with the clusters before, between and behind them they cover all.
+std::vector<BlockRange> DivideBlocks(const CheckState& state,
+                                     absl::Span<const RefcountBlock> blocks) {
+  const size_t most = std::max<uint64_t>(1, kBatchBytes / state.geo().cluster_size());
+  std::vector<BlockRange> ranges;
+  uint64_t next = 0;
+  for (size_t begin = 0; begin < blocks.size(); begin += most) {
+    ranges.push_back({next, blocks.subspan(begin, most), false});
+    const uint64_t entries = state.geo().refcount_block_entries();
+    next = SaturatingAdd(SaturatingMultiply(ranges.back().blocks.back().table_index, entries),
+                         entries);
   }
-  if (next < state_.tracked_clusters) CompareAbsent(next, state_.tracked_clusters);
-  const uint64_t end = std::max(end_cluster_, EndOfReferences(state_));
-  state_.statistics.image_end_offset = end << state_.geo().cluster_bits;
+  if (ranges.empty()) ranges.push_back({});
+  ranges.back().is_last = true;
+  return ranges;
+}
+
+void CompareBlocks(CheckState& state, absl::Span<const RefcountBlock> blocks) {
+  const std::vector<BlockRange> ranges = DivideBlocks(state, blocks);
+  const uint64_t threads = std::clamp<uint64_t>(ranges.size(), 1, state.threads());
+  const uint64_t end_of_file =
+      state.file_clusters + (state.expected->Get(state.file_clusters) != 0 ? 1 : 0);
+  std::vector<std::unique_ptr<Comparison>> comparisons;
+  for (uint64_t i = 0; i < threads; ++i) {
+    comparisons.push_back(std::make_unique<Comparison>(state, end_of_file));
+  }
+  uint64_t end_cluster = 0;
+  RunInOrder<ComparePart>(
+      ranges.size(), threads,
+      [&](uint64_t worker, uint64_t range) { return comparisons[worker]->Compare(ranges[range]); },
+      [&](ComparePart part) {
+        state.Absorb(std::move(part.notes));
+        for (const OrphanRun& run : part.orphans) ExtendRuns(state.orphans, run);
+        state.orphan_clusters += part.orphan_clusters;
+        state.stored_past_end_in_use += part.stored_past_end_in_use;
+        end_cluster = std::max(end_cluster, part.end_cluster);
+      });
+  for (const auto& comparison : comparisons) {
+    state.mismatched->Absorb(comparison->sets().mismatched);
+    state.copied_questions->Absorb(comparison->sets().copied_questions);
+    state.stored_is_one->Absorb(comparison->sets().stored_is_one);
+  }
+  state.coverage.refcount_blocks = blocks.size();
+  const uint64_t end = std::max(end_cluster, EndOfReferences(state));
+  state.statistics.image_end_offset = end << state.geo().cluster_bits;
 }
 
 }  // namespace
@@ -343,7 +486,19 @@ void CompareRefcounts(CheckState& state) {
     state.statistics.image_end_offset = EndOfReferences(state) << state.geo().cluster_bits;
     return;
   }
-  Comparison(state).Run();
+  CheckSharedBlocks(state);
+  absl::Span<const RefcountBlock> blocks = state.refcount_blocks;
+  // An image may name one block for many ranges; a sane one has no more blocks than clusters.
+  const uint64_t most = state.file_clusters + 1024;
+  if (blocks.size() > most) {
+    state.findings.Add({.code = FindingCode::kLimitReached,
+                        .structure = Structure::kRefcountBlock,
+                        .host_offset = HostOffset{blocks[most].offset_bytes},
+                        .detail = "one refcount block is named for too many ranges"});
+    state.Skip("refcounts of ranges that share a block", "limit reached");
+    blocks = blocks.first(most);
+  }
+  CompareBlocks(state, blocks);
 }
 
 }  // namespace qcow2check

@@ -46,19 +46,17 @@ std::vector<CompressedCluster> CollectCompressed(CheckState& state) {
   std::vector<CompressedCluster> clusters;
   const Geometry& geometry = state.geo();
   const uint64_t step = geometry.l2_entry_bytes();
-  TableReader reader(state);
-  reader.ReadAll(absl::MakeSpan(state.l2_tables),
-                 [&](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
-                   if (table.shape == L2Shape::kLost) return;
-                   for (uint64_t at = 0; at < bytes.size(); at += step) {
-                     const uint64_t entry = Load64(&bytes[at]);
-                     if (!IsCompressed(entry)) continue;
-                     const CompressedRange range = DecodeCompressed(entry, geometry.cluster_bits);
-                     if (state.IsOutside(range.offset_bytes, range.length_bytes)) continue;
-                     clusters.push_back({range, table.l1_index, (begin + at) / step,
-                                         table.offset_bytes + begin + at, table.snapshot});
-                   }
-                 });
+  ReadAllTables(state, [&](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
+    if (table.shape == L2Shape::kLost) return;
+    for (uint64_t at = 0; at < bytes.size(); at += step) {
+      const uint64_t entry = Load64(&bytes[at]);
+      if (!IsCompressed(entry)) continue;
+      const CompressedRange range = DecodeCompressed(entry, geometry.cluster_bits);
+      if (state.IsOutside(range.offset_bytes, range.length_bytes)) continue;
+      clusters.push_back({range, table.l1_index, (begin + at) / step,
+                          table.offset_bytes + begin + at, table.snapshot});
+    }
+  });
   // Snapshots share compressed clusters: the same bytes at the same guest offset are one.
   const auto key = [](const CompressedCluster& c) {
     return std::make_tuple(c.range.offset_bytes, c.range.length_bytes, c.l1_index, c.l2_index);
@@ -133,9 +131,7 @@ void CheckDataFileEntries(CheckState& state) {
   const Geometry& geometry = state.geo();
   const CheckOptions& options = state.options;
   const uint64_t step = geometry.l2_entry_bytes();
-  TableReader reader(state);
-  reader.ReadAll(absl::MakeSpan(state.l2_tables), [&](L2Table& table, uint64_t begin,
-                                                      absl::Span<const uint8_t> bytes) {
+  ReadAllTables(state, [&](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
     if (table.shape == L2Shape::kLost) return;
     for (uint64_t at = 0; at < bytes.size(); at += step) {
       const uint64_t entry = Load64(&bytes[at]);

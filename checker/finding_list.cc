@@ -50,14 +50,19 @@ FindingList::FindingList(uint64_t max_per_code)
 }
 
 void FindingList::Add(Finding finding) {
-  const size_t index = static_cast<size_t>(finding.code) - 1;
-  CodeTotal& total = totals_[index];
+  CodeTotal& total = totals_[static_cast<size_t>(finding.code) - 1];
   total.count += finding.count;
   total.clusters += finding.clusters;
   // What only a snapshot has lost is not lost to the guest.
   if (InfoOf(finding.code).data == DataState::kLost && finding.guest_offset && !finding.snapshot) {
     lost_.Add(finding.guest_offset->bytes, finding.guest_length_bytes);
   }
+  List(std::move(finding));
+}
+
+void FindingList::List(Finding finding) {
+  const size_t index = static_cast<size_t>(finding.code) - 1;
+  CodeTotal& total = totals_[index];
   LastOfCode& last = last_[index];
   if (total.findings != 0 && Continues(last.finding, finding)) {
     Extend(last.finding, finding);
@@ -72,6 +77,21 @@ void FindingList::Add(Finding finding) {
     last.position = findings_.size();
     findings_.push_back(std::move(finding));
   }
+}
+
+void FindingList::Absorb(FindingList next) {
+  for (Finding& finding : next.findings_) List(std::move(finding));
+  for (size_t i = 0; i < totals_.size(); ++i) {
+    totals_[i].count += next.totals_[i].count;
+    totals_[i].clusters += next.totals_[i].clusters;
+    totals_[i].findings += next.totals_[i].findings - next.kept_[i];
+    // Those it did not keep come behind all that it kept.
+    if (next.totals_[i].findings > next.kept_[i]) {
+      last_[i].kept = false;
+      last_[i].finding = std::move(next.last_[i].finding);
+    }
+  }
+  lost_.Append(next.lost_);
 }
 
 void FindingList::MoveTo(Report& report, uint64_t virtual_size_bytes) {

@@ -19,6 +19,10 @@ class FindingList {
   // of the file, next guest bytes) is merged into it.
   void Add(Finding finding);
 
+  // Adds all of `next` as if its findings had been added here one by one. `next` keeps at least one
+  // finding of each code, and as many as this list.
+  void Absorb(FindingList next);
+
   uint64_t CountOf(FindingCode code) const { return TotalOf(code).count; }
   bool Has(FindingCode code) const { return TotalOf(code).findings != 0; }
   const CodeTotal& TotalOf(FindingCode code) const {
@@ -40,6 +44,9 @@ class FindingList {
     bool kept = false;
     Finding finding;  // for merging; without owners and detail if not kept
   };
+
+  // Lists a finding: as a part of the last one of its code, or as the next if there is room.
+  void List(Finding finding);
 
   uint64_t max_per_code_;
   std::vector<Finding> findings_;

@@ -2,45 +2,66 @@
 //
 // Needs the list of L2 tables with their weights; all other metadata must have been counted.
 // Makes the expected refcounts of guest clusters, the sets of clusters that need a second look,
-// and the statistics. Each table is read once. Cost: a few operations for each entry; the fast
-// path below handles tables in which nothing is special.
+// and the statistics. Each table is read once; parts of the list are walked by several threads and
+// their results added up. Cost: a few operations for each entry; the fast path below handles tables
+// in which nothing is special, and there a run of consecutive clusters at a time.
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
+#include "checker/guest_counts.h"
 #include "checker/table_reader.h"
 #include "checker/table_shape.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
+#include "common/ordered_jobs.h"
 #include "common/table_entry.h"
 
 namespace qcow2check {
 namespace {
 
+// What a part of the tables makes, besides counts.
+struct L2Part {
+  PartNotes notes;
+  Statistics statistics;
+  std::optional<Finding> cut_by_end;  // the first guest cluster that the end of the file cuts
+};
+
+// One thread's walk through some of the parts.
 class L2Walk {
  public:
-  explicit L2Walk(CheckState& state)
+  explicit L2Walk(const CheckState& state)
       : state_(state),
         geometry_(state.geo()),
         cluster_bits_(state.geo().cluster_bits),
         cluster_size_(state.geo().cluster_size()),
-        file_bytes_(state.file.size_bytes()) {}
+        file_bytes_(state.file.size_bytes()),
+        reader_(state),
+        counts_(state) {}
 
-  void Run() {
-    TableReader reader(state_);
-    reader.ReadAll(absl::MakeSpan(state_.l2_tables),
-                   [this](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
-                     WalkSlice(table, begin, bytes);
-                   });
-    state_.coverage.l2_tables = state_.l2_tables.size();
+  L2Part Walk(absl::Span<L2Table> tables) {
+    L2Part part = {.notes = state_.NewPart(), .statistics = {}, .cut_by_end = std::nullopt};
+    part_ = &part;
+    last_bytes_ = nullptr;
+    reader_.Read(tables, part.notes,
+                 [this](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
+                   WalkSlice(table, begin, bytes);
+                 });
+    return part;
   }
+
+  GuestCounts& counts() { return counts_; }
 
  private:
   void WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes);
   bool IsPlain(const L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) const;
   void WalkPlain(absl::Span<const uint8_t> bytes);
+  void CountRun(uint64_t entry, uint64_t length);
   void WalkSpecial(absl::Span<const uint8_t> bytes);
   void WalkEntry(uint64_t entry, uint64_t bitmap_word);
   void WalkCompressed(uint64_t entry, uint64_t bitmap_word);
@@ -49,6 +70,7 @@ class L2Walk {
   void CountGuestCluster(uint64_t entry);
   void MarkCopied(uint64_t entry, uint64_t cluster);
   void ReportLost(const L2Table& table, absl::Span<const uint8_t> bytes, const TableScan& scan);
+  Finding FindingHere(FindingCode code, uint64_t count, std::string detail) const;
   void Add(FindingCode code, uint64_t count, std::string detail,
            std::optional<uint64_t> expected = std::nullopt);
   std::optional<HostOffset> Target() const;
@@ -60,19 +82,23 @@ class L2Walk {
     const uint64_t entry = Load64(neighbour_ + at);
     return !IsCompressed(entry) && EntryOffset(entry) == offset;
   }
+  bool RunIsSameAsNeighbour(uint64_t entry, uint64_t length) const;
 
   void CountFragment(uint64_t offset) {
     if (next_offset_ != 0 && offset != next_offset_) {
-      state_.statistics.fragmented_clusters += table_->active_weight;
+      part_->statistics.fragmented_clusters += table_->active_weight;
     }
     next_offset_ = offset + cluster_size_;
   }
 
-  CheckState& state_;
+  const CheckState& state_;
   const Geometry& geometry_;
   const int cluster_bits_;
   const uint64_t cluster_size_;
   const uint64_t file_bytes_;
+  TableReader reader_;
+  GuestCounts counts_;
+  L2Part* part_ = nullptr;
 
   // The slice at hand.
   L2Table* table_ = nullptr;
@@ -84,7 +110,6 @@ class L2Walk {
   uint64_t next_offset_ = 0;  // where the next cluster is if nothing is fragmented
   uint64_t at_ = 0;           // byte position of the entry at hand in the slice
   uint64_t entry_ = 0;
-  bool cut_reported_ = false;
 };
 
 std::optional<HostOffset> L2Walk::Target() const {
@@ -95,24 +120,29 @@ std::optional<HostOffset> L2Walk::Target() const {
   return HostOffset{EntryOffset(entry_)};
 }
 
+Finding L2Walk::FindingHere(FindingCode code, uint64_t count, std::string detail) const {
+  const uint64_t index = (slice_begin_ + at_) / geometry_.l2_entry_bytes();
+  return {.code = code,
+          .structure = Structure::kL2Table,
+          .host_offset = HostOffset{table_->offset_bytes + slice_begin_ + at_},
+          .length_bytes = geometry_.l2_entry_bytes(),
+          .clusters = 1,
+          .count = count,
+          .guest_offset = geometry_.GuestOffsetOf(table_->l1_index, index),
+          .guest_length_bytes = cluster_size_,
+          .l1_index = table_->l1_index,
+          .l2_index = index,
+          .snapshot = table_->snapshot,
+          .target = Target(),
+          .stored = entry_,
+          .detail = std::move(detail)};
+}
+
 void L2Walk::Add(FindingCode code, uint64_t count, std::string detail,
                  std::optional<uint64_t> expected) {
-  const uint64_t index = (slice_begin_ + at_) / geometry_.l2_entry_bytes();
-  state_.findings.Add({.code = code,
-                       .structure = Structure::kL2Table,
-                       .host_offset = HostOffset{table_->offset_bytes + slice_begin_ + at_},
-                       .length_bytes = geometry_.l2_entry_bytes(),
-                       .clusters = 1,
-                       .count = count,
-                       .guest_offset = geometry_.GuestOffsetOf(table_->l1_index, index),
-                       .guest_length_bytes = cluster_size_,
-                       .l1_index = table_->l1_index,
-                       .l2_index = index,
-                       .snapshot = table_->snapshot,
-                       .target = Target(),
-                       .stored = entry_,
-                       .expected = expected,
-                       .detail = std::move(detail)});
+  Finding finding = FindingHere(code, count, std::move(detail));
+  finding.expected = expected;
+  part_->notes.Add(std::move(finding));
 }
 
 void L2Walk::WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
@@ -122,7 +152,7 @@ void L2Walk::WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t>
   neighbour_l1_index_ = table.l1_index;
   neighbour_slice_ = begin;
   last_bytes_ = nullptr;
-  if (table.shape == L2Shape::kLost) return;
+  if (table.shape == L2Shape::kLost || bytes.empty()) return;
   table_ = &table;
   slice_begin_ = begin;
   if (begin == 0) next_offset_ = 0;
@@ -162,27 +192,80 @@ bool L2Walk::IsPlain(const L2Table& table, uint64_t begin, absl::Span<const uint
   return (seen & special) == 0 && without_offset == 0 && highest + cluster_size_ <= file_bytes_;
 }
 
+// How many of the next `most` entries continue the first one: the same flags, the next cluster.
+uint64_t RunLength(const uint8_t* entries, uint64_t most, uint64_t cluster_size) {
+  constexpr uint64_t kStride = 8;
+  const uint64_t first = Load64(entries);
+  const auto differs = [&](uint64_t i) {
+    return Load64(entries + i * 8) ^ (first + i * cluster_size);
+  };
+  uint64_t length = 1;
+  if (most == 1 || differs(1) != 0) return 1;
+  while (length + kStride <= most) {
+    uint64_t difference = 0;
+    for (uint64_t i = length; i < length + kStride; ++i) difference |= differs(i);
+    if (difference != 0) break;
+    length += kStride;
+  }
+  while (length < most && differs(length) == 0) ++length;
+  return length;
+}
+
 void L2Walk::WalkPlain(absl::Span<const uint8_t> bytes) {
   uint64_t allocated = 0, last_used = 0;
-  for (at_ = 0; at_ < bytes.size(); at_ += 8) {
+  for (at_ = 0; at_ < bytes.size();) {
     const uint64_t entry = Load64(&bytes[at_]);
-    if (entry == 0) continue;
-    ++allocated;
-    last_used = at_ / 8;
+    if (entry == 0) {
+      at_ += 8;
+      continue;
+    }
+    const uint64_t length = RunLength(&bytes[at_], (bytes.size() - at_) / 8, cluster_size_);
     CountFragment(EntryOffset(entry));
-    CountGuestCluster(entry);
+    if (length > 1) {
+      next_offset_ += (length - 1) * cluster_size_;
+      CountRun(entry, length);
+    } else {
+      CountGuestCluster(entry);
+      at_ += 8;
+    }
+    allocated += length;
+    last_used = at_ / 8 - 1;
   }
   if (allocated == 0) return;
-  state_.statistics.allocated_clusters += allocated * table_->active_weight;
+  part_->statistics.allocated_clusters += allocated * table_->active_weight;
   table_->shape = L2Shape::kMappings;
   table_->last_used = static_cast<uint32_t>(slice_begin_ / 8 + last_used);
+}
+
+bool L2Walk::RunIsSameAsNeighbour(uint64_t entry, uint64_t length) const {
+  uint64_t difference = 0;
+  for (uint64_t i = 0; i < length; ++i) {
+    difference |= Load64(neighbour_ + at_ + i * 8) ^ (entry + i * cluster_size_);
+  }
+  return (difference & (kOffsetMask | kCompressedBit)) == 0;
+}
+
+// `length` consecutive clusters from the entry at hand on; moves behind them.
+void L2Walk::CountRun(uint64_t entry, uint64_t length) {
+  const uint64_t first = EntryOffset(entry) >> cluster_bits_;
+  const uint64_t end = at_ + length * 8;
+  const bool shared = neighbour_ != nullptr && RunIsSameAsNeighbour(entry, length);
+  if (!shared && counts_.standard.HasAny(first, length)) {
+    for (uint64_t i = 0; i < length; ++i, at_ += 8) CountGuestCluster(entry + i * cluster_size_);
+    return;
+  }
+  counts_.standard.AddRun(first, length, table_->weight);
+  if (table_->active_weight != 0) {
+    (IsCopied(entry) ? counts_.copied : counts_.not_copied).InsertRun(first, length);
+  }
+  at_ = end;
 }
 
 void L2Walk::CountGuestCluster(uint64_t entry) {
   const uint64_t offset = EntryOffset(entry);
   const uint64_t cluster = offset >> cluster_bits_;
-  if (!state_.expected->Add(cluster, table_->weight) && !SameAsNeighbour(at_, offset)) {
-    state_.collisions->Insert(cluster);
+  if (!counts_.standard.Add(cluster, table_->weight) && !SameAsNeighbour(at_, offset)) {
+    counts_.collisions.Insert(cluster);
   }
   MarkCopied(entry, cluster);
 }
@@ -190,7 +273,7 @@ void L2Walk::CountGuestCluster(uint64_t entry) {
 // Whether COPIED is right can only be said when all references are counted; remember the claim.
 void L2Walk::MarkCopied(uint64_t entry, uint64_t cluster) {
   if (table_->active_weight == 0) return;
-  (IsCopied(entry) ? state_.copied : state_.not_copied)->Insert(cluster);
+  (IsCopied(entry) ? counts_.copied : counts_.not_copied).Insert(cluster);
 }
 
 void L2Walk::ReportLost(const L2Table& table, absl::Span<const uint8_t> bytes,
@@ -200,7 +283,7 @@ void L2Walk::ReportLost(const L2Table& table, absl::Span<const uint8_t> bytes,
                                   ? absl::StrFormat("one value %d times (%s)", scan.repeated,
                                                     DescribeContent(bytes, geometry_))
                                   : DescribeContent(bytes, geometry_);
-  state_.findings.Add(
+  part_->notes.Add(
       {.code = FindingCode::kL2TableLost,
        .structure = Structure::kL2Table,
        .host_offset = HostOffset{table.offset_bytes + slice_begin_},
@@ -211,8 +294,8 @@ void L2Walk::ReportLost(const L2Table& table, absl::Span<const uint8_t> bytes,
        .l1_index = table.l1_index,
        .snapshot = table.snapshot,
        .detail = absl::StrFormat("the cluster at 0x%x holds %s", table.offset_bytes, content)});
-  state_.Skip(absl::StrFormat("the L2 table at 0x%x", table.offset_bytes),
-              absl::StrFormat("it holds %s", content));
+  part_->notes.Skip(absl::StrFormat("the L2 table at 0x%x", table.offset_bytes),
+                    absl::StrFormat("it holds %s", content));
 }
 
 void L2Walk::WalkSpecial(absl::Span<const uint8_t> bytes) {
@@ -289,16 +372,16 @@ void L2Walk::WalkCompressed(uint64_t entry, uint64_t bitmap_word) {
     Add(FindingCode::kCompressedSubclusters, table_->weight,
         absl::StrFormat("0x%016x", bitmap_word));
   }
-  state_.statistics.allocated_clusters += table_->active_weight;
-  state_.statistics.compressed_clusters += table_->active_weight;
-  state_.statistics.fragmented_clusters += table_->active_weight;
+  part_->statistics.allocated_clusters += table_->active_weight;
+  part_->statistics.compressed_clusters += table_->active_weight;
+  part_->statistics.fragmented_clusters += table_->active_weight;
   if (state_.IsOutside(range.offset_bytes, range.length_bytes)) {
     Add(FindingCode::kCompressedPastEnd, table_->weight,
         absl::StrFormat("the file ends at 0x%x", file_bytes_));
     for (uint64_t cluster = range.offset_bytes >> cluster_bits_;
          cluster <= (range.end_bytes() - 1) >> cluster_bits_ && cluster < state_.tracked_clusters;
          ++cluster) {
-      if (cluster >= state_.file_clusters) state_.past_end->Insert(cluster);
+      if (cluster >= state_.file_clusters) counts_.past_end.Insert(cluster);
     }
     return;
   }
@@ -307,17 +390,13 @@ void L2Walk::WalkCompressed(uint64_t entry, uint64_t bitmap_word) {
   }
   const uint64_t last = (range.end_bytes() - 1) >> cluster_bits_;
   for (uint64_t cluster = range.offset_bytes >> cluster_bits_; cluster <= last; ++cluster) {
-    // Compressed clusters share host clusters by design.
-    if (!state_.expected->Add(cluster, table_->weight) && !state_.compressed->Contains(cluster)) {
-      state_.collisions->Insert(cluster);
-    }
-    state_.compressed->Insert(cluster);
+    counts_.compressed.Add(cluster, table_->weight);
   }
 }
 
 void L2Walk::WalkStandard(uint64_t entry, uint64_t bitmap_word, L2EntryKind kind) {
   const uint64_t offset = EntryOffset(entry);
-  state_.statistics.allocated_clusters += table_->active_weight;
+  part_->statistics.allocated_clusters += table_->active_weight;
   CountFragment(offset);
   const bool holds_data = geometry_.extended_l2 ? DecodeSubclusterBitmap(bitmap_word).allocated != 0
                                                 : kind == L2EntryKind::kNormal;
@@ -340,7 +419,7 @@ void L2Walk::WalkStandard(uint64_t entry, uint64_t bitmap_word, L2EntryKind kind
     Add(holds_data ? FindingCode::kDataPastEnd : FindingCode::kZeroClusterPastEnd, table_->weight,
         absl::StrFormat("the file ends at 0x%x", file_bytes_));
     if (cluster < state_.tracked_clusters) {
-      state_.past_end->Insert(cluster);
+      counts_.past_end.Insert(cluster);
       MarkCopied(entry, cluster);
     } else if (table_->active_weight != 0 && IsCopied(entry) && state_.refcounts_readable) {
       // Too far away for any refcount to be looked up: it is 0, and COPIED promises 1.
@@ -348,19 +427,44 @@ void L2Walk::WalkStandard(uint64_t entry, uint64_t bitmap_word, L2EntryKind kind
     }
     return;
   }
-  if (aligned && offset + cluster_size_ > file_bytes_ && !cut_reported_) {
-    cut_reported_ = true;
-    Add(FindingCode::kCutByEndOfFile, 1, "a guest cluster");
+  if (aligned && offset + cluster_size_ > file_bytes_ && !part_->cut_by_end) {
+    part_->cut_by_end = FindingHere(FindingCode::kCutByEndOfFile, 1, "a guest cluster");
   }
   CountGuestCluster(entry);
   // A misaligned entry reaches into the next cluster, too; qemu-img counts both.
-  if (!aligned && !state_.expected->Add(cluster + 1, table_->weight)) {
-    state_.collisions->Insert(cluster + 1);
+  if (!aligned && !counts_.standard.Add(cluster + 1, table_->weight)) {
+    counts_.collisions.Insert(cluster + 1);
   }
+}
+
+void AddTo(Statistics& sum, const Statistics& part) {
+  sum.allocated_clusters += part.allocated_clusters;
+  sum.fragmented_clusters += part.fragmented_clusters;
+  sum.compressed_clusters += part.compressed_clusters;
 }
 
 }  // namespace
 
-void CheckL2Tables(CheckState& state) { L2Walk(state).Run(); }
+void CheckL2Tables(CheckState& state) {
+  const std::vector<absl::Span<L2Table>> parts =
+      DivideTables(absl::MakeSpan(state.l2_tables), state.geo());
+  const uint64_t threads = std::clamp<uint64_t>(parts.size(), 1, state.threads());
+  std::vector<std::unique_ptr<L2Walk>> walks;
+  for (uint64_t i = 0; i < threads; ++i) walks.push_back(std::make_unique<L2Walk>(state));
+  bool cut_by_end = false;
+  RunInOrder<L2Part>(
+      parts.size(), threads,
+      [&](uint64_t worker, uint64_t part) { return walks[worker]->Walk(parts[part]); },
+      [&](L2Part part) {
+        state.Absorb(std::move(part.notes));
+        AddTo(state.statistics, part.statistics);
+        // Only the last clusters of a file can be cut, and one of them says it for all.
+        if (part.cut_by_end && !cut_by_end) state.findings.Add(*std::move(part.cut_by_end));
+        cut_by_end = cut_by_end || part.cut_by_end.has_value();
+      });
+  for (const auto& walk : walks) AddStandard(state, walk->counts());
+  for (const auto& walk : walks) AddCompressed(state, walk->counts());
+  state.coverage.l2_tables = state.l2_tables.size();
+}
 
 }  // namespace qcow2check

@@ -53,10 +53,8 @@ void OwnerSearch::FindMetadataOwners() {
 }
 
 void OwnerSearch::FindGuestOwners(const CopiedQuestion& copied_question) {
-  TableReader reader(state_);
   const uint64_t step = state_.geo().l2_entry_bytes();
-  reader.ReadAll(absl::MakeSpan(state_.l2_tables), [&](L2Table& table, uint64_t begin,
-                                                       absl::Span<const uint8_t> bytes) {
+  ReadAllTables(state_, [&](L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
     if (table.shape == L2Shape::kLost) return;
     for (uint64_t at = 0; at < bytes.size(); at += step) {
       const uint64_t entry = Load64(&bytes[at]);

@@ -1,15 +1,21 @@
 #include "checker/table_reader.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "common/limits.h"
 
 namespace qcow2check {
 namespace {
 
-// Enough for a read to be worth its latency, little enough to stay in the processor's cache.
-constexpr uint64_t kBatchBytes = 2u << 20;
+size_t GroupEnd(absl::Span<const L2Table> tables, size_t begin) {
+  size_t end = begin;
+  while (end < tables.size() && tables[end].l1_index == tables[begin].l1_index) ++end;
+  return end;
+}
+
+size_t TablesInBatch(const Geometry& geometry) {
+  return std::max<uint64_t>(1, kBatchBytes / TableSliceBytes(geometry));
+}
 
 }  // namespace
 
@@ -17,36 +23,57 @@ uint64_t TableSliceBytes(const Geometry& geometry) {
   return std::min(geometry.cluster_size(), kMaxPieceBytes);
 }
 
-size_t TableReader::GroupEnd(absl::Span<const L2Table> tables, size_t begin) {
-  size_t end = begin;
-  while (end < tables.size() && tables[end].l1_index == tables[begin].l1_index) ++end;
-  return end;
+std::vector<absl::Span<L2Table>> DivideTables(absl::Span<L2Table> tables,
+                                              const Geometry& geometry) {
+  const size_t most = TablesInBatch(geometry);
+  std::vector<absl::Span<L2Table>> parts;
+  size_t begin = 0, end = 0;
+  while (end < tables.size()) {
+    const size_t group_end = GroupEnd(tables, end);
+    if (end != begin && group_end - begin > most) {
+      parts.push_back(tables.subspan(begin, end - begin));
+      begin = end;
+    }
+    end = group_end;
+  }
+  if (end != begin) parts.push_back(tables.subspan(begin, end - begin));
+  return parts;
 }
 
-void TableReader::ReadBatch(absl::Span<const L2Table> tables, uint64_t slice_begin) {
+void TableReader::Read(absl::Span<L2Table> tables, PartNotes& notes, VisitSlice visit) {
   const uint64_t slice_bytes = TableSliceBytes(state_.geo());
-  const size_t count =
-      std::min<size_t>(tables.size(), std::max<uint64_t>(1, kBatchBytes / slice_bytes));
-  current_ = 1 - current_;
-  std::vector<uint8_t>& buffer = buffers_[current_];
-  buffer.resize(count * slice_bytes);
-  batch_.resize(count);
-  std::vector<size_t> by_place(count);
-  std::iota(by_place.begin(), by_place.end(), size_t{0});
-  std::sort(by_place.begin(), by_place.end(),
-            [&](size_t a, size_t b) { return tables[a].offset_bytes < tables[b].offset_bytes; });
-  for (size_t i = 0; i < count;) {
-    // One read for tables that follow each other in the file (whole tables only).
-    const uint64_t place = tables[by_place[i]].offset_bytes + slice_begin;
-    size_t end = i + 1;
-    while (end < count && slice_bytes == state_.geo().cluster_size() &&
-           tables[by_place[end]].offset_bytes == place + (end - i) * slice_bytes) {
-      ++end;
+  const uint64_t table_bytes = state_.geo().cluster_size();
+  const size_t most = TablesInBatch(state_.geo());
+  std::vector<uint64_t> offsets;
+  for (size_t begin = 0; begin < tables.size();) {
+    const size_t end = slice_bytes == table_bytes ? tables.size() : GroupEnd(tables, begin);
+    for (uint64_t slice = 0; slice < table_bytes; slice += slice_bytes) {
+      for (size_t first = begin; first < end; first += offsets.size()) {
+        offsets.clear();
+        for (size_t i = first; i < std::min(end, first + most); ++i) {
+          offsets.push_back(tables[i].offset_bytes + slice);
+        }
+        // A part of one batch needs one buffer; the slices before those of a batch are kept.
+        if (end - begin > most) current_ = 1 - current_;
+        ClusterBatch& batch = batches_[current_];
+        batch.Read(state_.file, offsets, slice_bytes, Structure::kL2Table, notes);
+        for (size_t i = 0; i < offsets.size(); ++i) {
+          const uint8_t* bytes = batch.pieces()[i].bytes;
+          visit(tables[first + i], slice, absl::MakeConstSpan(bytes, bytes ? slice_bytes : 0));
+        }
+      }
     }
-    state_.Read(HostOffset{place},
-                absl::MakeSpan(buffer).subspan(i * slice_bytes, (end - i) * slice_bytes),
-                Structure::kL2Table);
-    for (; i < end; ++i) batch_[by_place[i]] = buffer.data() + i * slice_bytes;
+    begin = end;
+  }
+}
+
+void ReadAllTables(CheckState& state, VisitSlice visit) {
+  TableReader reader(state);
+  for (const absl::Span<L2Table> part :
+       DivideTables(absl::MakeSpan(state.l2_tables), state.geo())) {
+    PartNotes notes = state.NewPart();
+    reader.Read(part, notes, visit);
+    state.Absorb(std::move(notes));
   }
 }
 

@@ -6,6 +6,8 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "common/page_directory.h"
 
@@ -21,6 +23,25 @@ class ClusterSet {
   void Insert(uint64_t cluster) {
     pages_.GetOrCreate(cluster / kPageClusters)[(cluster % kPageClusters) / 64] |=
         uint64_t{1} << (cluster % 64);
+  }
+
+  // Inserts clusters first..first+count-1.
+  void InsertRun(uint64_t first, uint64_t count) {
+    ForEachRunWord(first, count, [this](uint64_t page, uint64_t word, uint64_t mask) {
+      pages_.GetOrCreate(page)[word] |= mask;
+    });
+  }
+
+  // Takes over all members of `other`, which is for as many clusters and empty afterwards.
+  void Absorb(ClusterSet& other) {
+    other.pages_.Drain([this](uint64_t number, std::unique_ptr<Page> page) {
+      Page* mine = pages_.Find(number);
+      if (mine == nullptr) {
+        pages_.Adopt(number, std::move(page));
+      } else {
+        for (size_t i = 0; i < page->size(); ++i) (*mine)[i] |= (*page)[i];
+      }
+    });
   }
 
   void Erase(uint64_t cluster) {

@@ -30,6 +30,10 @@ class GuestRanges {
     ranges_.push_back({offset_bytes, length_bytes});
   }
 
+  void Append(const GuestRanges& next) {
+    for (const GuestRange& range : next.ranges_) Add(range.offset_bytes, range.length_bytes);
+  }
+
   // The union, sorted, without overlaps, cut at `limit_bytes` (the virtual size).
   std::vector<GuestRange> Merged(uint64_t limit_bytes) const {
     std::vector<GuestRange> sorted = ranges_;

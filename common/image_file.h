@@ -44,10 +44,6 @@ class ImageFile {
     for (ReadRequest& request : requests) request.status = ReadAt(request.offset, request.dst);
   }
 
-  // Says that the stretch will be read soon; a file may begin to fetch it. Changes no result.
-  // Thread-safe.
-  virtual void WillNeed(const Extent& /*extent*/) const {}
-
   // Whether a read is mostly waiting (for a network), so that more threads than there are
   // processors are worth having.
   virtual bool is_remote() const { return false; }
@@ -57,6 +53,12 @@ class ImageFile {
   // Thread-safe.
   virtual Extent NextData(HostOffset offset) const {
     return {offset.bytes, size_bytes() > offset.bytes ? size_bytes() : offset.bytes};
+  }
+
+  // Whether the stretch, which is in the file, is known to read as zeros; costs less than a read.
+  // Thread-safe.
+  virtual bool IsHole(const Extent& extent) const {
+    return NextData(HostOffset{extent.begin_bytes}).begin_bytes >= extent.end_bytes;
   }
 };
 

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "common/check.h"
@@ -17,6 +18,20 @@ namespace qcow2check {
 
 inline constexpr uint64_t kPageClusters = 4096;
 inline constexpr uint64_t kNoPage = ~uint64_t{0};
+
+// Calls visit(page, word, mask) for each word of 64 clusters that clusters first..first+count-1
+// reach into: `word` counts within the page, `mask` has the bits of those clusters.
+template <typename Visit>
+void ForEachRunWord(uint64_t first, uint64_t count, Visit visit) {
+  while (count != 0) {
+    const uint64_t bit = first % 64;
+    const uint64_t here = count < 64 - bit ? count : 64 - bit;
+    const uint64_t mask = (here == 64 ? ~uint64_t{0} : (uint64_t{1} << here) - 1) << bit;
+    visit(first / kPageClusters, first % kPageClusters / 64, mask);
+    first += here;
+    count -= here;
+  }
+}
 
 template <typename Page>
 class PageDirectory {
@@ -46,6 +61,32 @@ class PageDirectory {
     return *last_;
   }
 
+  // Calls take(page number, the page) for each page in ascending order, which then belongs to the
+  // callee, and leaves nothing.
+  template <typename Take>
+  void Drain(Take take) {
+    for (uint64_t chapter = 0; chapter < chapters_.size(); ++chapter) {
+      if (chapters_[chapter] == nullptr) continue;
+      for (uint64_t i = 0; i < kChapterPages; ++i) {
+        std::unique_ptr<Page>& slot = (*chapters_[chapter])[i];
+        if (slot != nullptr) take(chapter * kChapterPages + i, std::move(slot));
+      }
+      chapters_[chapter].reset();
+    }
+    Forget();
+    empty_ = true;
+  }
+
+  // Takes `made` for the page, which must not exist.
+  void Adopt(uint64_t page, std::unique_ptr<Page> made) {
+    QCOW2CHECK_CHECK(page / kChapterPages < chapters_.size());
+    std::unique_ptr<Chapter>& chapter = chapters_[page / kChapterPages];
+    if (chapter == nullptr) chapter = std::make_unique<Chapter>();
+    QCOW2CHECK_CHECK((*chapter)[page % kChapterPages] == nullptr);
+    (*chapter)[page % kChapterPages] = std::move(made);
+    empty_ = false;
+  }
+
   bool empty() const { return empty_; }
 
   // The first existing page with a number >= `page`, or kNoPage.
@@ -63,6 +104,11 @@ class PageDirectory {
  private:
   static constexpr uint64_t kChapterPages = 4096;
   using Chapter = std::array<std::unique_ptr<Page>, kChapterPages>;
+
+  void Forget() {
+    last_page_ = kNoPage;
+    last_ = nullptr;
+  }
 
   std::vector<std::unique_ptr<Chapter>> chapters_;
   bool empty_ = true;

@@ -28,6 +28,13 @@ class PosixFile : public ImageFile {
     return NextDataOf(file_, info_.size_bytes, offset);
   }
 
+  bool IsHole(const Extent& extent) const override {
+    return info_.may_have_holes && IsHoleOf(file_, extent);
+  }
+  void ReadMany(absl::Span<ReadRequest> requests) const override {
+    ReadManyOf(file_, info_.size_bytes, requests);
+  }
+
   int fd() const { return file_.get(); }
   // Identity of the file, for cycle checks in a backing chain.
   uint64_t device() const { return info_.device; }

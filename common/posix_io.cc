@@ -1,7 +1,9 @@
 #include "common/posix_io.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,7 +47,8 @@ absl::StatusOr<PosixFileInfo> InfoOfImage(const FileDescriptor& file, const std:
   return PosixFileInfo{.size_bytes = static_cast<uint64_t>(end),
                        .device = info.st_dev,
                        .inode = info.st_ino,
-                       .is_block_device = S_ISBLK(info.st_mode)};
+                       .is_block_device = S_ISBLK(info.st_mode),
+                       .may_have_holes = S_ISREG(info.st_mode) && info.st_blocks * 512 < end};
 }
 
 absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset,
@@ -67,6 +70,39 @@ absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOf
   }
   std::fill(dst.begin() + static_cast<int64_t>(done), dst.end(), uint8_t{0});
   return absl::OkStatus();
+}
+
+void ReadManyOf(const FileDescriptor& file, uint64_t size_bytes, absl::Span<ReadRequest> requests) {
+  // Of a file that is not in the page cache, all stretches are asked for before the first is waited
+  // for, so that the disk has them under way at once. To ask costs a little, so it is not done for
+  // a file that is.
+  const auto ask = [&](const ReadRequest& request) {
+    const uint64_t begin = std::min(request.offset.bytes, size_bytes);
+    const uint64_t length = std::min<uint64_t>(request.dst.size(), size_bytes - begin);
+    posix_fadvise(file.get(), static_cast<off_t>(begin), static_cast<off_t>(length),
+                  POSIX_FADV_WILLNEED);
+  };
+  const auto is_cached = [&](const ReadRequest& request) {
+    const iovec whole = {.iov_base = request.dst.data(), .iov_len = request.dst.size()};
+    const ssize_t got =
+        preadv2(file.get(), &whole, 1, static_cast<off_t>(request.offset.bytes), RWF_NOWAIT);
+    return got >= 0 && static_cast<size_t>(got) == request.dst.size();
+  };
+  size_t done = 0;
+  while (done < requests.size() && requests[done].offset.bytes < size_bytes &&
+         is_cached(requests[done])) {
+    requests[done++].status = absl::OkStatus();
+  }
+  const absl::Span<ReadRequest> rest = requests.subspan(done);
+  for (size_t i = 1; i < rest.size(); ++i) ask(rest[i]);
+  for (ReadRequest& request : rest) {
+    request.status = ReadBytesOf(file, size_bytes, request.offset, request.dst);
+  }
+}
+
+bool IsHoleOf(const FileDescriptor& file, const Extent& extent) {
+  const off_t data = lseek(file.get(), static_cast<off_t>(extent.begin_bytes), SEEK_DATA);
+  return data < 0 ? errno == ENXIO : static_cast<uint64_t>(data) >= extent.end_bytes;
 }
 
 Extent NextDataOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset) {

@@ -34,6 +34,7 @@ struct PosixFileInfo {
   uint64_t device = 0;
   uint64_t inode = 0;
   bool is_block_device = false;
+  bool may_have_holes = false;  // false: asking for them would cost more than it saves
 };
 
 // "cannot open 'path': ..."; kNotFound, kPermissionDenied or kUnavailable.
@@ -43,9 +44,11 @@ absl::Status OpenError(int error, const std::string& path);
 // a pipe, a terminal, an empty file.
 absl::StatusOr<PosixFileInfo> InfoOfImage(const FileDescriptor& file, const std::string& path);
 
-// ImageFile::ReadAt and ImageFile::NextData of a file that is `size_bytes` long.
+// ImageFile's functions for reading, of a file that is `size_bytes` long.
 absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset,
                          absl::Span<uint8_t> dst);
+void ReadManyOf(const FileDescriptor& file, uint64_t size_bytes, absl::Span<ReadRequest> requests);
+bool IsHoleOf(const FileDescriptor& file, const Extent& extent);
 Extent NextDataOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset);
 
 }  // namespace qcow2check

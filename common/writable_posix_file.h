@@ -33,6 +33,12 @@ class WritablePosixFile : public WritableImageFile {
   Extent NextData(HostOffset offset) const override {
     return NextDataOf(file_, info_.size_bytes, offset);
   }
+  bool IsHole(const Extent& extent) const override {
+    return info_.may_have_holes && IsHoleOf(file_, extent);
+  }
+  void ReadMany(absl::Span<ReadRequest> requests) const override {
+    ReadManyOf(file_, info_.size_bytes, requests);
+  }
 
   absl::Status WriteAt(HostOffset offset, absl::Span<const uint8_t> src) override;
   absl::Status Resize(uint64_t size_bytes) override;

@@ -1,0 +1,44 @@
+// Reads many clusters of metadata at a time: in the order of their places, neighbours in the file
+// with one read, holes not at all.
+#ifndef QCOW2CHECK_CHECKER_CLUSTER_BATCH_H_
+#define QCOW2CHECK_CHECKER_CLUSTER_BATCH_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "checker/part_notes.h"
+#include "common/image_file.h"
+
+namespace qcow2check {
+
+// Bytes that one batch should have: enough for a read to be worth its latency, little enough to
+// stay in the processor's cache.
+inline constexpr uint64_t kBatchBytes = 1u << 20;
+
+class ClusterBatch {
+ public:
+  // One of the pieces that were read.
+  struct Piece {
+    const uint8_t* bytes = nullptr;  // nullptr: a hole, all zeros
+    bool complete = true;            // false: it has sectors that cannot be read and are zeros here
+  };
+
+  // Reads `length_bytes` at each of `offsets_bytes` (starts in the file; any order, repetitions
+  // allowed). What the batch read before is gone.
+  void Read(const ImageFile& file, absl::Span<const uint64_t> offsets_bytes, uint64_t length_bytes,
+            Structure structure, PartNotes& notes);
+
+  // In the order of the offsets.
+  const std::vector<Piece>& pieces() const { return pieces_; }
+
+ private:
+  std::vector<uint8_t> buffer_;
+  std::vector<uint32_t> by_place_;
+  std::vector<ReadRequest> requests_;
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_CHECKER_CLUSTER_BATCH_H_
