@@ -16,6 +16,10 @@ struct CheckOptions {
   // Threads that read and count; 0: as many as there are processors, and some more for an image
   // behind a network. The report is the same for any number.
   uint64_t threads = 0;
+  // Bytes of tables that are read and walked at a time: enough for a read to be worth its latency,
+  // little enough to stay in the processor's cache. Says nothing about the result but the number of
+  // reads.
+  uint64_t part_bytes = 512u << 10;
   // Also decompress every compressed cluster and, if the image has an external data file, compare
   // the offsets in its L2 tables with the guest offsets.
   bool verify_data = false;

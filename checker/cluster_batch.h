@@ -12,10 +12,6 @@
 
 namespace qcow2check {
 
-// Bytes that one batch should have: enough for a read to be worth its latency, little enough to
-// stay in the processor's cache.
-inline constexpr uint64_t kBatchBytes = 1u << 20;
-
 class ClusterBatch {
  public:
   // One of the pieces that were read.

@@ -435,7 +435,7 @@ void CheckSharedBlocks(CheckState& state) {
 // Divides the blocks into parts; with the clusters before, between and behind them they cover all.
 std::vector<BlockRange> DivideBlocks(const CheckState& state,
                                      absl::Span<const RefcountBlock> blocks) {
-  const size_t most = std::max<uint64_t>(1, kBatchBytes / state.geo().cluster_size());
+  const size_t most = std::max<uint64_t>(1, state.options.part_bytes / state.geo().cluster_size());
   std::vector<BlockRange> ranges;
   uint64_t next = 0;
   for (size_t begin = 0; begin < blocks.size(); begin += most) {

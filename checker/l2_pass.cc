@@ -446,8 +446,7 @@ void AddTo(Statistics& sum, const Statistics& part) {
 }  // namespace
 
 void CheckL2Tables(CheckState& state) {
-  const std::vector<absl::Span<L2Table>> parts =
-      DivideTables(absl::MakeSpan(state.l2_tables), state.geo());
+  const std::vector<absl::Span<L2Table>> parts = DivideTables(state);
   const uint64_t threads = std::clamp<uint64_t>(parts.size(), 1, state.threads());
   std::vector<std::unique_ptr<L2Walk>> walks;
   for (uint64_t i = 0; i < threads; ++i) walks.push_back(std::make_unique<L2Walk>(state));

@@ -13,8 +13,8 @@ size_t GroupEnd(absl::Span<const L2Table> tables, size_t begin) {
   return end;
 }
 
-size_t TablesInBatch(const Geometry& geometry) {
-  return std::max<uint64_t>(1, kBatchBytes / TableSliceBytes(geometry));
+size_t TablesInBatch(const CheckState& state) {
+  return std::max<uint64_t>(1, state.options.part_bytes / TableSliceBytes(state.geo()));
 }
 
 }  // namespace
@@ -23,9 +23,9 @@ uint64_t TableSliceBytes(const Geometry& geometry) {
   return std::min(geometry.cluster_size(), kMaxPieceBytes);
 }
 
-std::vector<absl::Span<L2Table>> DivideTables(absl::Span<L2Table> tables,
-                                              const Geometry& geometry) {
-  const size_t most = TablesInBatch(geometry);
+std::vector<absl::Span<L2Table>> DivideTables(CheckState& state) {
+  const absl::Span<L2Table> tables = absl::MakeSpan(state.l2_tables);
+  const size_t most = TablesInBatch(state);
   std::vector<absl::Span<L2Table>> parts;
   size_t begin = 0, end = 0;
   while (end < tables.size()) {
@@ -43,7 +43,7 @@ std::vector<absl::Span<L2Table>> DivideTables(absl::Span<L2Table> tables,
 void TableReader::Read(absl::Span<L2Table> tables, PartNotes& notes, VisitSlice visit) {
   const uint64_t slice_bytes = TableSliceBytes(state_.geo());
   const uint64_t table_bytes = state_.geo().cluster_size();
-  const size_t most = TablesInBatch(state_.geo());
+  const size_t most = TablesInBatch(state_);
   std::vector<uint64_t> offsets;
   for (size_t begin = 0; begin < tables.size();) {
     const size_t end = slice_bytes == table_bytes ? tables.size() : GroupEnd(tables, begin);
@@ -69,8 +69,7 @@ void TableReader::Read(absl::Span<L2Table> tables, PartNotes& notes, VisitSlice 
 
 void ReadAllTables(CheckState& state, VisitSlice visit) {
   TableReader reader(state);
-  for (const absl::Span<L2Table> part :
-       DivideTables(absl::MakeSpan(state.l2_tables), state.geo())) {
+  for (const absl::Span<L2Table> part : DivideTables(state)) {
     PartNotes notes = state.NewPart();
     reader.Read(part, notes, visit);
     state.Absorb(std::move(notes));

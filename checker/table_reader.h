@@ -16,9 +16,9 @@ namespace qcow2check {
 // Bytes of every table that are read and decoded at a time. A table of up to 2 MiB is one slice.
 uint64_t TableSliceBytes(const Geometry& geometry);
 
-// Divides `tables` into consecutive parts of about kBatchBytes; tables with the same l1_index,
-// which are neighbours in the list, stay together. Depends on nothing but the tables.
-std::vector<absl::Span<L2Table>> DivideTables(absl::Span<L2Table> tables, const Geometry& geometry);
+// Divides the list of L2 tables into consecutive parts of about CheckOptions::part_bytes; tables
+// with the same l1_index, which are neighbours in the list, stay together. Depends on nothing else.
+std::vector<absl::Span<L2Table>> DivideTables(CheckState& state);
 
 // A slice of a table: `bytes` from byte `begin` of the table on; empty if it is a hole, which has
 // nothing but unallocated entries.
