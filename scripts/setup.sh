@@ -6,7 +6,8 @@ source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Debian 12's names.
 build_packages=(g++ cmake ninja-build pkg-config libabsl-dev nlohmann-json3-dev libcli11-dev zlib1g-dev libzstd-dev libxxhash-dev)
 seed_packages=(python3)
-test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev qemu-utils)
+test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev libbenchmark-dev qemu-utils)
+bench_packages=(nbdkit)
 format_packages=(clang-format)
 
 say() { echo "$@" >&2; }
