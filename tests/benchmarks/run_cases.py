@@ -172,7 +172,10 @@ class Bench:
     # --- Cases ---
 
     def verify(self, case, path, commands):
-        """Both programs say what is expected; returns qemu-img's run, and leaves the image in the page cache."""
+        """Both programs say what is expected. Returns qemu-img's run, and a remark if ours is not to be measured.
+
+        Leaves the image in the page cache.
+        """
         with self.target(case, path) as target:
             qemu = self.measure_json([*commands["qemu"], "--output=json", target])
         with self.target(case, path) as target:
