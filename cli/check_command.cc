@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -15,6 +16,7 @@
 #include "checker/check.h"
 #include "checker/second_look.h"
 #include "cli/image_outcome.h"
+#include "cli/image_pool.h"
 #include "cli/json_report.h"
 #include "cli/options.h"
 #include "cli/printable.h"
@@ -53,8 +55,8 @@ ImageOutcome CheckOrRepair(const std::string& path, const CheckCommandOptions& c
   return outcome;
 }
 
-void Say(absl::string_view sentence) {
-  std::fprintf(stderr, "qcow2check: %s\n", Printable(sentence).c_str());
+std::string Sentence(absl::string_view sentence) {
+  return absl::StrCat("qcow2check: ", Printable(sentence), "\n");
 }
 
 bool WantsColour() {
@@ -72,11 +74,11 @@ std::string TextOf(const std::string& path, const std::string& name, const Image
   }
   // The plan has told all that is wrong.
   const bool only_closing = command.dry_run && !outcome.repair->nothing_to_write();
-  const bool several = command.images.size() > 1;
+  const bool several = command.several_images;
   const std::string report = only_closing ? ClosingLines(outcome.report)
                                           : TextReport(name, outcome.report, outcome.chain,
                                                        {.colour = colour,
-                                                        .several_images = command.images.size() > 1,
+                                                        .several_images = several,
                                                         .repair_path = command.repair ? "" : path});
   // As in the output of qemu-img: no empty line between the last of a repair and the first of a
   // check.
@@ -85,21 +87,44 @@ std::string TextOf(const std::string& path, const std::string& name, const Image
   return absl::StrCat(repair, gap ? "\n" : "", report, only_closing && several ? "\n" : "");
 }
 
-void Print(const std::string& path, const std::string& name, const ImageOutcome& outcome,
-           const CheckCommandOptions& command) {
-  if (!outcome.error.empty()) Say(outcome.error);
+ImageOutput OutputOf(const std::string& path, const std::string& name, const ImageOutcome& outcome,
+                     const CheckCommandOptions& command) {
+  ImageOutput output = {.exit_code = outcome.exit_code};
+  if (!outcome.error.empty()) output.err = Sentence(outcome.error);
   if (outcome.report.verdict == Verdict::kNotQcow2) {
-    Say(absl::StrCat("'", name, "' is not a qcow2 image"));
+    output.err += Sentence(absl::StrCat("'", name, "' is not a qcow2 image"));
   }
-  if (command.quiet) return;
+  if (command.quiet) return output;
   if (command.json) {
     const RepairOutcome* repair = outcome.repair ? &*outcome.repair : nullptr;
-    const std::string json = JsonReport(name, outcome.report, repair, outcome.chain, outcome.error,
-                                        command.images.size() > 1);
-    std::printf("%s\n", json.c_str());
+    output.out = JsonReport(name, outcome.report, repair, outcome.chain, outcome.error,
+                            command.several_images);
+    output.out += "\n";
   } else if (outcome.error.empty() || (outcome.repair && outcome.repair->result.changed)) {
-    std::fputs(TextOf(path, name, outcome, command).c_str(), stdout);
+    output.out = TextOf(path, name, outcome, command);
   }
+  return output;
+}
+
+// An image that needs more memory than there is should not end the run over the others.
+ImageOutput MakeOutput(size_t i, const CheckCommandOptions& command) {
+  const std::string& path = command.images[i];
+  const std::string& name = command.names[i];
+  try {
+    return OutputOf(path, name, CheckOrRepair(path, command), command);
+  } catch (const std::bad_alloc&) {
+    const absl::string_view what =
+        command.repair ? "repair it; start the repair again" : "check it";
+    const std::string error = absl::StrCat("'", path, "': not enough memory to ", what);
+    return OutputOf(path, name, CouldNotCheck(error), command);
+  }
+}
+
+// Both streams may lead to the same place: what is said about an image stays together.
+void Print(const ImageOutput& output) {
+  std::fputs(output.err.c_str(), stderr);
+  std::fwrite(output.out.data(), 1, output.out.size(), stdout);
+  std::fflush(stdout);
 }
 
 // Worst first for a run over several images: what may be damage comes before what is waste.
@@ -118,12 +143,20 @@ int Badness(int exit_code) {
   }
 }
 
+// Repairs are done one after another: two at once could be of the same image (under two names, or
+// one the backing file of the other), and one of them would be refused.
+size_t ThreadsAcrossImages(const CheckCommandOptions& command) {
+  if (command.repair) return 1;
+  return UsableThreads(command.threads);
+}
+
 int Refuse(absl::string_view error, const std::vector<std::string>& arguments) {
-  Say(error);
+  ImageOutput output = {.err = Sentence(error)};
   if (AsksForJson(arguments)) {
     const ImageOutcome outcome = CouldNotCheck(error);
-    std::printf("%s\n", JsonReport("", outcome.report, nullptr, {}, error, false).c_str());
+    output.out = JsonReport("", outcome.report, nullptr, {}, error, false) + "\n";
   }
+  Print(output);
   return 1;
 }
 
@@ -136,13 +169,14 @@ int RunCheckCommand(const std::vector<std::string>& arguments) {
     std::fputs(parsed->help.c_str(), stdout);
     return 0;
   }
-  int worst = 0;
   const CheckCommandOptions& options = parsed->options;
-  for (size_t i = 0; i < options.images.size(); ++i) {
-    const ImageOutcome outcome = CheckOrRepair(options.images[i], options);
-    Print(options.images[i], options.names[i], outcome, options);
-    if (Badness(outcome.exit_code) > Badness(worst)) worst = outcome.exit_code;
-  }
+  const auto make = [&options](size_t i) { return MakeOutput(i, options); };
+  int worst = 0;
+  const auto take = [&worst](const ImageOutput& output) {
+    Print(output);
+    if (Badness(output.exit_code) > Badness(worst)) worst = output.exit_code;
+  };
+  MakeOutputsInOrder(options.images.size(), ThreadsAcrossImages(options), make, take);
   return worst;
 }
 

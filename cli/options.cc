@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <iterator>
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
@@ -9,6 +10,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "absl/types/span.h"
+#include "cli/image_list.h"
+#include "cli/image_pool.h"
 
 namespace qcow2check {
 namespace {
@@ -28,9 +31,9 @@ constexpr char kFooter[] =
 // Long options: those of `qemu-img check`, and our own.
 constexpr absl::string_view kQemuOptions[] = {"help",   "format",     "repair",     "output",
                                               "object", "image-opts", "force-share"};
-constexpr absl::string_view kOwnOptions[] = {"version", "json",         "quiet",   "verify-data",
-                                             "chain",   "max-findings", "dry-run", "undo-file",
-                                             "no-undo", "free-orphans", "discard"};
+constexpr absl::string_view kOwnOptions[] = {
+    "version",    "json", "quiet",   "verify-data", "chain",   "threads",      "max-findings",
+    "files-from", "null", "dry-run", "undo-file",   "no-undo", "free-orphans", "discard"};
 
 constexpr char kBareRepair[] = "--repair";
 
@@ -140,6 +143,8 @@ absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
 
 // What is read as a word first, and what is read and ignored.
 struct OptionWords {
+  std::optional<std::string> files_from;
+  bool null = false;
   std::string output = "human";
   std::string repair;
   std::string cache;
@@ -147,8 +152,11 @@ struct OptionWords {
 };
 
 void AddCheckOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& words) {
-  app.add_option("IMAGE", options.images, "Image files; several give one line of JSON each")
-      ->required();
+  app.add_option("IMAGE", options.images, "Image files; several give one line of JSON each");
+  app.add_option("--files-from", words.files_from,
+                 "Also read names of images from FILE (-: standard input), one a line")
+      ->type_name("FILE");
+  app.add_flag("-0,--null", words.null, "With --files-from: a NUL ends a name, not a line");
   app.add_flag("--json", options.json, "Print JSON instead of text");
   app.add_option("--output", words.output, "human or json")
       ->check(CLI::IsMember({"human", "json"}))
@@ -159,6 +167,11 @@ void AddCheckOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& w
   app.add_flag("--verify-data", options.verify_data,
                "Also decompress all compressed clusters and look at the external data file");
   app.add_flag("--chain", options.chain, "Also check the backing files (opens what images name)");
+  app.add_option("--threads", options.threads,
+                 "Check with N threads (otherwise: one a processor); the reports are the same")
+      ->type_name("N")
+      ->check(CLI::Range(size_t{1}, kMaxThreads))
+      ->take_last();
   app.add_option("--max-findings", options.max_findings,
                  "List at most N findings of each code (totals are always exact)")
       ->type_name("N")
@@ -189,6 +202,36 @@ void AddRepairOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& 
   app.add_flag("--free-orphans", options.free_orphans,
                "Also free clusters that may be the only copy of lost data");
   app.add_flag("--discard", options.discard, "Punch holes where clusters were freed");
+}
+
+// The images are those named as arguments, then those in the list.
+absl::Status CollectImages(const OptionWords& words, CheckCommandOptions& options) {
+  for (std::string& image : options.images) {
+    if (!image.empty() && image.back() == kNoList) image.pop_back();
+  }
+  if (words.files_from) {
+    absl::StatusOr<std::vector<std::string>> listed =
+        ReadImageList(*words.files_from, words.null ? '\0' : '\n');
+    if (!listed.ok()) return listed.status();
+    absl::c_move(*listed, std::back_inserter(options.images));
+  } else if (words.null) {
+    return absl::InvalidArgumentError("-0 is for a list of names: it needs --files-from");
+  } else if (options.images.empty()) {
+    return absl::InvalidArgumentError("IMAGE is required (see qcow2check --help)");
+  }
+  if (options.images.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--files-from: '", *words.files_from, "' names no image"));
+  }
+  options.several_images = options.images.size() > 1 || words.files_from;
+  options.names = options.images;
+  if (!options.image_opts) return absl::OkStatus();
+  for (std::string& image : options.images) {
+    absl::StatusOr<std::string> filename = FilenameInImageOpts(image);
+    if (!filename.ok()) return filename.status();
+    image = *std::move(filename);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -227,18 +270,8 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   if (!words.repair.empty()) {
     options.repair = words.repair == "all" ? RepairMode::kAll : RepairMode::kLeaks;
   }
+  if (absl::Status wrong = CollectImages(words, options); !wrong.ok()) return wrong;
   if (absl::Status wrong = CheckRepairOptions(options); !wrong.ok()) return wrong;
-  for (std::string& image : options.images) {
-    if (!image.empty() && image.back() == kNoList) image.pop_back();
-  }
-  options.names = options.images;
-  if (options.image_opts) {
-    for (std::string& image : options.images) {
-      absl::StatusOr<std::string> filename = FilenameInImageOpts(image);
-      if (!filename.ok()) return filename.status();
-      image = *std::move(filename);
-    }
-  }
   return parsed;
 }
 

@@ -15,11 +15,13 @@ namespace qcow2check {
 struct CheckCommandOptions {
   std::vector<std::string> images;  // paths
   std::vector<std::string> names;   // what the caller called them; with --image-opts no paths
+  bool several_images = false;      // a report is one of many, even if there happens to be one
   bool json = false;
   bool quiet = false;
   bool force_share = false;
   bool verify_data = false;
   bool chain = false;
+  uint64_t threads = 0;  // across images, or within the only one; 0: as many as are of use
   uint64_t max_findings = 1000;
   std::string format = "qcow2";
   bool image_opts = false;
@@ -38,8 +40,9 @@ struct ParsedArguments {
   std::string help;
 };
 
-// Parses the arguments behind the program's name and an optional "check". kInvalidArgument with
-// one clear sentence for wrong usage.
+// Parses the arguments behind the program's name and an optional "check", and reads the names of
+// images from where --files-from says. One clear sentence for wrong usage (kInvalidArgument) and
+// for a list of names that cannot be read.
 absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::string>& arguments);
 
 // Whether the arguments ask for JSON, told even if they are wrong otherwise.

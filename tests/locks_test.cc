@@ -107,6 +107,20 @@ TEST_F(LocksTest, LocksEndWithTheFile) {
   EXPECT_THAT(OpenFile(path_).ReadLockedByOthers(), IsEmpty());
 }
 
+// Several checks of one image in one process: each has locks of its own, which the end of another
+// leaves alone.
+TEST_F(LocksTest, LocksOfTheSameFileOpenedTwice) {
+  const std::string link = dir_.Path("link.qcow2");
+  ASSERT_EQ(::link(path_.c_str(), link.c_str()), 0);
+  const std::unique_ptr<PosixFile> file = Open();
+  ASSERT_TRUE(LockForCheck(file->fd(), path_, /*force_share=*/false).ok());
+  {
+    const std::unique_ptr<PosixFile> again = *PosixFile::Open(link);
+    ASSERT_TRUE(LockForCheck(again->fd(), link, /*force_share=*/false).ok());
+  }
+  EXPECT_THAT(OpenFile(path_).ReadLockedByOthers(), ElementsAre(100, 201, 203));
+}
+
 // Bytes 100+i: somebody uses the permission i; 200+i: somebody does not share it. 0 reading, 1
 // writing, 2 writing the same bytes, 3 resizing; 0 is libvirt's.
 TEST_F(LocksTest, OnlyWritersAndThoseWhoShareNothingConflict) {

@@ -1,0 +1,132 @@
+// The pool of threads that makes the outputs of many images: order, bounds, what is at work at
+// once.
+#include "cli/image_pool.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace qcow2check::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::Ge;
+using ::testing::Le;
+
+// A number that threads wait for.
+class Count {
+ public:
+  size_t Increase() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    changed_.notify_all();
+    return ++value_;
+  }
+  void WaitFor(size_t value) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return value_ >= value; });
+  }
+  size_t value() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return value_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  size_t value_ = 0;
+};
+
+TEST(ImagePoolTest, EveryOutputOnceAndInOrder) {
+  for (const size_t threads : {1, 2, 3, 8, 64}) {
+    for (const size_t count : {0, 1, 2, 7, 1000}) {
+      std::vector<int> times_made(count);  // each by one thread at a time
+      std::vector<std::string> taken, expected;
+      MakeOutputsInOrder(
+          count, threads,
+          [&](size_t i) {
+            ++times_made[i];
+            return ImageOutput{.out = absl::StrCat(i)};
+          },
+          [&](const ImageOutput& output) { taken.push_back(output.out); });
+      for (size_t i = 0; i < count; ++i) expected.push_back(absl::StrCat(i));
+      EXPECT_EQ(taken, expected);
+      EXPECT_THAT(times_made, Each(1));
+    }
+  }
+}
+
+TEST(ImagePoolTest, OutputsFarAheadOfASlowImageAreNotMade) {
+  constexpr size_t kThreads = 4, kWindow = kThreads * kOutputsPerThread;
+  Count started;
+  size_t taken = 0;
+  std::vector<size_t> existing;  // when each was taken
+  MakeOutputsInOrder(
+      1000, kThreads,
+      [&](size_t i) {
+        started.Increase();
+        // Two slow ones, which let the others go as far as they can.
+        if (i == 0) started.WaitFor(kWindow);
+        if (i == 500) started.WaitFor(500 + kWindow);
+        return ImageOutput{};
+      },
+      [&](const ImageOutput&) { existing.push_back(started.value() - taken++); });
+  EXPECT_THAT(existing, Each(AllOf(Ge(size_t{1}), Le(kWindow))));
+  EXPECT_EQ(existing[0], kWindow);
+  EXPECT_EQ(existing[500], kWindow);
+}
+
+TEST(ImagePoolTest, AnOutputDoesNotWaitForThoseBehindIt) {
+  Count taken;
+  MakeOutputsInOrder(
+      10, 2,
+      [&](size_t i) {
+        taken.WaitFor(i);
+        return ImageOutput{};
+      },
+      [&](const ImageOutput&) { taken.Increase(); });
+  EXPECT_EQ(taken.value(), 10u);
+}
+
+TEST(ImagePoolTest, OneThreadIsTheCallersOwn) {
+  const std::thread::id caller = std::this_thread::get_id();
+  MakeOutputsInOrder(
+      5, 1,
+      [&](size_t) {
+        EXPECT_EQ(std::this_thread::get_id(), caller);
+        return ImageOutput{};
+      },
+      [&](const ImageOutput&) { EXPECT_EQ(std::this_thread::get_id(), caller); });
+}
+
+TEST(ImagePoolTest, LittleAddressSpaceMeansFewThreads) {
+  struct rlimit before;
+  QCOW2CHECK_CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+  if (before.rlim_cur != RLIM_INFINITY) GTEST_SKIP() << "the address space is limited already";
+  EXPECT_EQ(UsableThreads(7), 7u);
+  EXPECT_EQ(UsableThreads(10000), kMaxThreads);
+  EXPECT_THAT(UsableThreads(0), AllOf(Ge(size_t{1}), Le(kMaxThreads)));
+  for (const auto& [mebibytes, most] : std::vector<std::pair<rlim_t, size_t>>{
+           {0, 1}, {100, 1}, {1024, 4}, {uint64_t{1} << 30, kMaxThreads}}) {
+    struct rlimit little = before;
+    little.rlim_cur = mebibytes << 20;
+    QCOW2CHECK_CHECK(setrlimit(RLIMIT_AS, &little) == 0);
+    const size_t threads = UsableThreads(kMaxThreads);
+    QCOW2CHECK_CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+    EXPECT_EQ(threads, most) << mebibytes;
+  }
+}
+
+}  // namespace
+}  // namespace qcow2check::testing
