@@ -1,12 +1,12 @@
 #include "checker/check_state.h"
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "common/checked_math.h"
 #include "common/limits.h"
+#include "common/threads.h"
 
 namespace qcow2check {
 
@@ -47,10 +47,10 @@ void CheckState::Skip(std::string what, std::string why) {
 
 uint64_t CheckState::threads() const {
   if (options.threads != 0) return options.threads;
-  constexpr uint64_t kMostProcessors = 16;  // more would only wait for the memory
-  constexpr uint64_t kForNetwork = 16;
-  const uint64_t processors = std::max(1u, std::thread::hardware_concurrency());
-  return file.is_remote() ? kForNetwork : std::min(processors, kMostProcessors);
+  // Threads that wait for a network are cheap; more processors than this would wait for the memory.
+  constexpr uint64_t kForNetwork = 16, kMostProcessors = 16;
+  return file.is_remote() ? UsableThreads(kForNetwork)
+                          : std::min(UsableThreads(0), kMostProcessors);
 }
 
 bool CheckState::Spend(uint64_t entries, Structure structure) {

@@ -16,7 +16,6 @@
 #include "checker/check.h"
 #include "checker/second_look.h"
 #include "cli/image_outcome.h"
-#include "cli/image_pool.h"
 #include "cli/json_report.h"
 #include "cli/options.h"
 #include "cli/printable.h"
@@ -24,7 +23,9 @@
 #include "cli/repair_text.h"
 #include "cli/text_report.h"
 #include "common/image_lock.h"
+#include "common/ordered_jobs.h"
 #include "common/posix_file.h"
+#include "common/threads.h"
 
 namespace qcow2check {
 namespace {
@@ -87,6 +88,13 @@ std::string TextOf(const std::string& path, const std::string& name, const Image
   return absl::StrCat(repair, gap ? "\n" : "", report, only_closing && several ? "\n" : "");
 }
 
+// What is printed about one image, and its exit code.
+struct ImageOutput {
+  std::string out;  // for stdout
+  std::string err;  // for stderr, before it
+  int exit_code = 0;
+};
+
 ImageOutput OutputOf(const std::string& path, const std::string& name, const ImageOutcome& outcome,
                      const CheckCommandOptions& command) {
   ImageOutput output = {.exit_code = outcome.exit_code};
@@ -107,7 +115,7 @@ ImageOutput OutputOf(const std::string& path, const std::string& name, const Ima
 }
 
 // An image that needs more memory than there is should not end the run over the others.
-ImageOutput MakeOutput(size_t i, const CheckCommandOptions& command) {
+ImageOutput MakeOutput(uint64_t i, const CheckCommandOptions& command) {
   const std::string& path = command.images[i];
   const std::string& name = command.names[i];
   try {
@@ -145,9 +153,9 @@ int Badness(int exit_code) {
 
 // Repairs are done one after another: two at once could be of the same image (under two names, or
 // one the backing file of the other), and one of them would be refused.
-size_t ThreadsAcrossImages(const CheckCommandOptions& command) {
-  if (command.repair) return 1;
-  return UsableThreads(command.threads);
+uint64_t ThreadsAcrossImages(const CheckCommandOptions& command) {
+  const uint64_t images = command.images.size();
+  return command.repair ? 1 : std::min<uint64_t>(UsableThreads(command.threads), images);
 }
 
 int Refuse(absl::string_view error, const std::vector<std::string>& arguments) {
@@ -169,14 +177,18 @@ int RunCheckCommand(const std::vector<std::string>& arguments) {
     std::fputs(parsed->help.c_str(), stdout);
     return 0;
   }
-  const CheckCommandOptions& options = parsed->options;
-  const auto make = [&options](size_t i) { return MakeOutput(i, options); };
+  CheckCommandOptions& options = parsed->options;
+  const uint64_t threads = ThreadsAcrossImages(options);
+  // Threads that have images of their own do not share them out.
+  if (threads > 1) options.threads = 1;
   int worst = 0;
-  const auto take = [&worst](const ImageOutput& output) {
-    Print(output);
-    if (Badness(output.exit_code) > Badness(worst)) worst = output.exit_code;
-  };
-  MakeOutputsInOrder(options.images.size(), ThreadsAcrossImages(options), make, take);
+  RunInOrder<ImageOutput>(
+      options.images.size(), threads,
+      [&options](uint64_t, uint64_t image) { return MakeOutput(image, options); },
+      [&worst](const ImageOutput& output) {
+        Print(output);
+        if (Badness(output.exit_code) > Badness(worst)) worst = output.exit_code;
+      });
   return worst;
 }
 

@@ -40,6 +40,7 @@ CheckOptions CheckOptionsFor(const std::string& path, const ImageFile& file,
                              const CheckCommandOptions& command) {
   CheckOptions options;
   options.max_findings = command.max_findings;
+  options.threads = command.threads;
   if (!command.verify_data) return options;
   options.verify_data = true;
   const ImageSummary image = SummarizeImage(file);

@@ -11,7 +11,7 @@
 #include "absl/strings/strip.h"
 #include "absl/types/span.h"
 #include "cli/image_list.h"
-#include "cli/image_pool.h"
+#include "common/threads.h"
 
 namespace qcow2check {
 namespace {

@@ -14,20 +14,24 @@
 
 namespace qcow2check {
 
+inline constexpr uint64_t kResultsPerThread = 4;
+
 // Calls work(worker, job) for each job 0..jobs-1, on up to `threads` threads (the caller's is one
 // of them), and absorb(result) for each result, in the order of the jobs and one at a time. What
 // comes out is therefore the same for any number of threads, if work depends on nothing but its
 // job. `worker` is 0..threads-1 and no two threads have the same one.
 //
-// At most a few results for each thread wait to be absorbed. If the system gives fewer threads than
-// wanted, those it gives do all the work.
+// At most kResultsPerThread results for each thread are being made or waiting: a job that takes
+// long holds up those far behind it, instead of their results piling up. If the system gives fewer
+// threads than wanted, those it gives do all the work.
 template <typename Result, typename Work, typename Absorb>
 void RunInOrder(uint64_t jobs, uint64_t threads, Work work, Absorb absorb) {
-  if (threads <= 1 || jobs <= 1) {
+  threads = std::min(threads, jobs);
+  if (threads <= 1) {
     for (uint64_t job = 0; job < jobs; ++job) absorb(work(uint64_t{0}, job));
     return;
   }
-  const uint64_t window = threads * 4;
+  const uint64_t window = threads * kResultsPerThread;
   std::vector<std::optional<Result>> waiting(window);
   std::mutex mutex;
   std::condition_variable absorbed_more;
@@ -52,7 +56,7 @@ void RunInOrder(uint64_t jobs, uint64_t threads, Work work, Absorb absorb) {
   };
   std::vector<std::thread> others;
   try {
-    for (uint64_t worker = 1; worker < std::min(threads, jobs); ++worker) {
+    for (uint64_t worker = 1; worker < threads; ++worker) {
       others.emplace_back(run, worker);
     }
   } catch (const std::system_error&) {

@@ -1,6 +1,5 @@
-// The pool of threads that makes the outputs of many images: order, bounds, what is at work at
-// once.
-#include "cli/image_pool.h"
+// Jobs shared out between threads: order, bounds, what is at work at once.
+#include "common/ordered_jobs.h"
 
 #include <sys/resource.h>
 
@@ -14,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/threads.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -48,18 +48,18 @@ class Count {
   size_t value_ = 0;
 };
 
-TEST(ImagePoolTest, EveryOutputOnceAndInOrder) {
-  for (const size_t threads : {1, 2, 3, 8, 64}) {
-    for (const size_t count : {0, 1, 2, 7, 1000}) {
+TEST(OrderedJobsTest, EveryResultOnceAndInOrder) {
+  for (const uint64_t threads : {1, 2, 3, 8, 64}) {
+    for (const uint64_t count : {0, 1, 2, 7, 1000}) {
       std::vector<int> times_made(count);  // each by one thread at a time
       std::vector<std::string> taken, expected;
-      MakeOutputsInOrder(
+      RunInOrder<std::string>(
           count, threads,
-          [&](size_t i) {
+          [&](uint64_t, uint64_t i) {
             ++times_made[i];
-            return ImageOutput{.out = absl::StrCat(i)};
+            return absl::StrCat(i);
           },
-          [&](const ImageOutput& output) { taken.push_back(output.out); });
+          [&](const std::string& output) { taken.push_back(output); });
       for (size_t i = 0; i < count; ++i) expected.push_back(absl::StrCat(i));
       EXPECT_EQ(taken, expected);
       EXPECT_THAT(times_made, Each(1));
@@ -67,62 +67,62 @@ TEST(ImagePoolTest, EveryOutputOnceAndInOrder) {
   }
 }
 
-TEST(ImagePoolTest, OutputsFarAheadOfASlowImageAreNotMade) {
-  constexpr size_t kThreads = 4, kWindow = kThreads * kOutputsPerThread;
+TEST(OrderedJobsTest, ResultsFarAheadOfASlowJobAreNotMade) {
+  constexpr uint64_t kThreads = 4, kWindow = kThreads * kResultsPerThread;
   Count started;
   size_t taken = 0;
   std::vector<size_t> existing;  // when each was taken
-  MakeOutputsInOrder(
+  RunInOrder<std::string>(
       1000, kThreads,
-      [&](size_t i) {
+      [&](uint64_t, uint64_t i) {
         started.Increase();
         // Two slow ones, which let the others go as far as they can.
         if (i == 0) started.WaitFor(kWindow);
         if (i == 500) started.WaitFor(500 + kWindow);
-        return ImageOutput{};
+        return std::string();
       },
-      [&](const ImageOutput&) { existing.push_back(started.value() - taken++); });
+      [&](const std::string&) { existing.push_back(started.value() - taken++); });
   EXPECT_THAT(existing, Each(AllOf(Ge(size_t{1}), Le(kWindow))));
   EXPECT_EQ(existing[0], kWindow);
   EXPECT_EQ(existing[500], kWindow);
 }
 
-TEST(ImagePoolTest, AnOutputDoesNotWaitForThoseBehindIt) {
+TEST(OrderedJobsTest, AResultDoesNotWaitForThoseBehindIt) {
   Count taken;
-  MakeOutputsInOrder(
+  RunInOrder<std::string>(
       10, 2,
-      [&](size_t i) {
+      [&](uint64_t, uint64_t i) {
         taken.WaitFor(i);
-        return ImageOutput{};
+        return std::string();
       },
-      [&](const ImageOutput&) { taken.Increase(); });
+      [&](const std::string&) { taken.Increase(); });
   EXPECT_EQ(taken.value(), 10u);
 }
 
-TEST(ImagePoolTest, OneThreadIsTheCallersOwn) {
+TEST(OrderedJobsTest, OneThreadIsTheCallersOwn) {
   const std::thread::id caller = std::this_thread::get_id();
-  MakeOutputsInOrder(
+  RunInOrder<std::string>(
       5, 1,
-      [&](size_t) {
+      [&](uint64_t, uint64_t) {
         EXPECT_EQ(std::this_thread::get_id(), caller);
-        return ImageOutput{};
+        return std::string();
       },
-      [&](const ImageOutput&) { EXPECT_EQ(std::this_thread::get_id(), caller); });
+      [&](const std::string&) { EXPECT_EQ(std::this_thread::get_id(), caller); });
 }
 
-TEST(ImagePoolTest, LittleAddressSpaceMeansFewThreads) {
+TEST(OrderedJobsTest, LittleAddressSpaceMeansFewThreads) {
   struct rlimit before;
   QCOW2CHECK_CHECK(getrlimit(RLIMIT_AS, &before) == 0);
   if (before.rlim_cur != RLIM_INFINITY) GTEST_SKIP() << "the address space is limited already";
   EXPECT_EQ(UsableThreads(7), 7u);
   EXPECT_EQ(UsableThreads(10000), kMaxThreads);
-  EXPECT_THAT(UsableThreads(0), AllOf(Ge(size_t{1}), Le(kMaxThreads)));
-  for (const auto& [mebibytes, most] : std::vector<std::pair<rlim_t, size_t>>{
+  EXPECT_THAT(UsableThreads(0), AllOf(Ge(uint64_t{1}), Le(kMaxThreads)));
+  for (const auto& [mebibytes, most] : std::vector<std::pair<rlim_t, uint64_t>>{
            {0, 1}, {100, 1}, {1024, 4}, {uint64_t{1} << 30, kMaxThreads}}) {
     struct rlimit little = before;
     little.rlim_cur = mebibytes << 20;
     QCOW2CHECK_CHECK(setrlimit(RLIMIT_AS, &little) == 0);
-    const size_t threads = UsableThreads(kMaxThreads);
+    const uint64_t threads = UsableThreads(kMaxThreads);
     QCOW2CHECK_CHECK(setrlimit(RLIMIT_AS, &before) == 0);
     EXPECT_EQ(threads, most) << mebibytes;
   }
