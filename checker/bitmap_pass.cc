@@ -94,7 +94,7 @@ void WalkTable(CheckState& state, const BitmapEntry& bitmap) {
     return;
   }
   std::vector<uint8_t> piece;
-  for (uint64_t done = 0; done < length; done += piece.size()) {
+  for (uint64_t done = 0; done < length && state.MayGoOn(); done += piece.size()) {
     // Holes read as zeros, which is "no data": they need not be read.
     const Extent data = state.file.NextData(HostOffset{bitmap.table_offset + done});
     const uint64_t skip = (data.begin_bytes - (bitmap.table_offset + done)) & ~uint64_t{7};
@@ -219,6 +219,7 @@ void FindStaleBitmaps(CheckState& state, const BitmapsExtension& extension) {
   apart.header = state.header;
   apart.geometry = state.geometry;
   apart.file_clusters = state.file_clusters;
+  apart.memory = state.memory;
   apart.MakeMaps();
   WalkBitmaps(apart, extension);
   state.stale_bitmaps = std::move(apart.expected);

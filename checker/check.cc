@@ -1,7 +1,9 @@
 #include "checker/check.h"
 
 #include <array>
+#include <string>
 
+#include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "common/limits.h"
 
@@ -34,9 +36,53 @@ constexpr std::array<Pass, 10> kPasses = {{
     {"orphans", "all findings", "lost tables, leaks", ClassifyOrphans},
 }};
 
-Verdict VerdictOf(const Report& report, bool unsupported, bool not_qcow2) {
+std::string WordsOf(StopReason reason) {
+  switch (reason) {
+    case StopReason::kMemory:
+      return "it would have needed more memory than --max-memory or a limit of the system allows";
+    case StopReason::kTime:
+      return "the time of --max-time is over";
+    case StopReason::kProcessorTime:
+      return "the processor time that the system allows is nearly used up";
+    case StopReason::kInterrupted:
+      return "it was interrupted";
+    case StopReason::kNone:
+      break;
+  }
+  return "";
+}
+
+// What the passes that did not run would have found is unknown, and is not guessed from the rest.
+void ReportStop(CheckState& state, const Pass& during) {
+  const std::string why = WordsOf(state.stop_reason());
+  const FindingCode code = state.stop_reason() == StopReason::kInterrupted
+                               ? FindingCode::kInterrupted
+                               : FindingCode::kLimitReached;
+  state.findings.Add({.code = code,
+                      .structure = Structure::kImage,
+                      .detail = absl::StrFormat("%s, in the pass %s", why, during.name)});
+  if (during.run == CheckL2Tables) {
+    state.Skip(
+        absl::StrFormat("%d of %d L2 tables", state.l2_tables.size() - state.coverage.l2_tables,
+                        state.l2_tables.size()),
+        why);
+  }
+  state.Skip(absl::StrFormat("the rest of the pass %s, and all passes behind it", during.name),
+             why);
+}
+
+// Most of the metadata is in the tables that are known by now.
+void ExpectReads(CheckState& state) {
+  if (state.options.progress == nullptr) return;
+  const uint64_t tables = state.l2_tables.size() + state.refcount_blocks.size();
+  state.options.progress->bytes_expected +=
+      state.coverage.bytes_read + SaturatingMultiply(tables, state.geo().cluster_size());
+}
+
+Verdict VerdictOf(const Report& report, bool unsupported, bool not_qcow2, bool limit_reached) {
   if (not_qcow2) return Verdict::kNotQcow2;
   if (unsupported) return Verdict::kUnsupported;
+  if (limit_reached) return Verdict::kLimitExceeded;
   if (report.totals.check_errors != 0) return Verdict::kIncomplete;
   if (report.totals.corruptions != 0) return Verdict::kCorrupt;
   return report.totals.leaks != 0 ? Verdict::kLeaks : Verdict::kClean;
@@ -68,7 +114,12 @@ void RunPasses(CheckState& state, absl::string_view last) {
   if (last == kHeaderPass) return;
   for (const Pass& pass : kPasses) {
     pass.run(state);
+    if (!state.MayGoOn()) {
+      ReportStop(state, pass);
+      return;
+    }
     if (last == pass.name) return;
+    if (pass.run == CheckRefcountTable) ExpectReads(state);
   }
 }
 
@@ -89,13 +140,14 @@ Report CheckImage(const ImageFile& file, const CheckOptions& options) {
   const bool unsupported = state.findings.Has(FindingCode::kUnknownIncompatibleFeature) ||
                            state.findings.Has(FindingCode::kUnsupportedVersion);
   const bool not_qcow2 = state.findings.Has(FindingCode::kNotQcow2);
+  const bool limit_reached = state.findings.Has(FindingCode::kLimitReached);
   Report report;
   state.findings.MoveTo(report, state.header.size);
   report.image = Summarize(state);
   report.statistics = state.statistics;
   report.coverage = std::move(state.coverage);
   report.held_back = std::move(state.held_back);
-  report.verdict = VerdictOf(report, unsupported, not_qcow2);
+  report.verdict = VerdictOf(report, unsupported, not_qcow2, limit_reached);
   return report;
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/time/time.h"
+#include "checker/progress.h"
 #include "checker/report.h"
 #include "common/image_file.h"
 
@@ -20,6 +22,14 @@ struct CheckOptions {
   // little enough to stay in the processor's cache. Says nothing about the result but the number of
   // reads.
   uint64_t part_bytes = 512u << 10;
+  // Limits; a check that reaches one ends with verdict limit-exceeded and what it has. Memory is
+  // that of the structures which grow with the image (0: no limit), and may be exceeded by a few
+  // MiB. Processor time is that of the whole process since it began.
+  uint64_t max_memory_bytes = 0;
+  absl::Time deadline = absl::InfiniteFuture();
+  absl::Duration processor_time_end = absl::InfiniteDuration();
+  // Kept up to date, and obeyed, if there is one; must outlive the check.
+  Progress* progress = nullptr;
   // Also decompress every compressed cluster and, if the image has an external data file, compare
   // the offsets in its L2 tables with the guest offsets.
   bool verify_data = false;

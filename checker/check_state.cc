@@ -1,9 +1,12 @@
 #include "checker/check_state.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "common/checked_math.h"
 #include "common/limits.h"
 #include "common/threads.h"
@@ -11,13 +14,13 @@
 namespace qcow2check {
 
 void CheckState::MakeMaps() {
-  expected.emplace(file_clusters + kClustersBehindEnd);
+  expected.emplace(file_clusters + kClustersBehindEnd, memory.get());
   const uint64_t wanted = file_clusters * 2 + (uint64_t{1} << 20);
   tracked_clusters =
       std::min(wanted, kMaxFileClusters + kPageClusters) / kPageClusters * kPageClusters;
   for (auto* set : {&copied, &not_copied, &compressed, &collisions, &past_end, &mismatched,
                     &copied_questions, &stored_is_one}) {
-    set->emplace(tracked_clusters);
+    set->emplace(tracked_clusters, memory.get());
   }
   table_entries_left = (uint64_t{1} << 22) + file.size_bytes() / 2;
 }
@@ -32,6 +35,7 @@ bool CheckState::Read(HostOffset offset, absl::Span<uint8_t> dst, Structure stru
 void CheckState::Absorb(PartNotes notes) {
   coverage.reads += notes.reads;
   coverage.bytes_read += notes.bytes_read;
+  if (options.progress != nullptr) options.progress->bytes_read += notes.bytes_read;
   if (notes.findings != nullptr) findings.Absorb(std::move(*notes.findings));
   for (SkippedPart& part : notes.skipped) Skip(std::move(part.what), std::move(part.why));
 }
@@ -43,6 +47,38 @@ void CheckState::Skip(std::string what, std::string why) {
     why = "see the findings";
   }
   coverage.skipped.push_back({std::move(what), std::move(why)});
+}
+
+namespace {
+
+absl::Duration ProcessorTimeOfProcess() {
+  timespec time = {};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return absl::DurationFromTimespec(time);
+}
+
+}  // namespace
+
+StopReason CheckState::NewStopReason() const {
+  if (options.progress != nullptr && options.progress->stop) return StopReason::kInterrupted;
+  if (memory->exceeded()) return StopReason::kMemory;
+  if (options.deadline != absl::InfiniteFuture() && absl::Now() >= options.deadline) {
+    return StopReason::kTime;
+  }
+  if (options.processor_time_end != absl::InfiniteDuration() &&
+      ProcessorTimeOfProcess() >= options.processor_time_end) {
+    return StopReason::kProcessorTime;
+  }
+  return StopReason::kNone;
+}
+
+bool CheckState::MayGoOn() const {
+  if (stop_reason_.load(std::memory_order_relaxed) != StopReason::kNone) return false;
+  const StopReason reason = NewStopReason();
+  if (reason == StopReason::kNone) return true;
+  StopReason none = StopReason::kNone;
+  stop_reason_.compare_exchange_strong(none, reason);
+  return false;
 }
 
 uint64_t CheckState::threads() const {

@@ -6,7 +6,9 @@
 #ifndef QCOW2CHECK_CHECKER_CHECK_STATE_H_
 #define QCOW2CHECK_CHECKER_CHECK_STATE_H_
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -24,6 +26,7 @@
 #include "common/header.h"
 #include "common/header_extension.h"
 #include "common/image_file.h"
+#include "common/memory_budget.h"
 #include "common/refcount_map.h"
 #include "common/snapshot_entry.h"
 
@@ -32,6 +35,9 @@ namespace qcow2check {
 // Clusters behind the last one that can be referenced all the same: what starts in the file may end
 // in the next one.
 inline constexpr uint64_t kClustersBehindEnd = 64;
+
+// Why a check ended before its end.
+enum class StopReason : uint8_t { kNone, kMemory, kTime, kProcessorTime, kInterrupted };
 
 // A piece of metadata that occupies whole clusters.
 struct MetadataRegion {
@@ -101,7 +107,10 @@ struct OrphanRun {
 
 struct CheckState {
   CheckState(const ImageFile& file_in, const CheckOptions& options_in)
-      : file(file_in), options(options_in), findings(options_in.max_findings) {}
+      : file(file_in),
+        options(options_in),
+        findings(options_in.max_findings),
+        memory(std::make_shared<MemoryBudget>(options_in.max_memory_bytes)) {}
 
   // Set before the first pass.
   const ImageFile& file;
@@ -109,6 +118,7 @@ struct CheckState {
   FindingList findings;
   Coverage coverage;
   Statistics statistics;
+  std::shared_ptr<MemoryBudget> memory;  // of all that grows with the image
 
   // Made by the header pass. Without a geometry the check ends after it.
   Header header;
@@ -192,6 +202,11 @@ struct CheckState {
   PartNotes NewPart() const { return PartNotes(options.max_findings); }
   void Absorb(PartNotes notes);
 
+  // False if a limit of the options is reached or somebody said to stop; then it stays false.
+  // Passes ask before each piece of work, and leave the rest if they must. Thread-safe.
+  bool MayGoOn() const;
+  StopReason stop_reason() const { return stop_reason_; }
+
   // How many threads a pass should use.
   uint64_t threads() const;
 
@@ -209,6 +224,11 @@ struct CheckState {
 
   // Says that a part was not examined. After the first thousand, only that there were more.
   void Skip(std::string what, std::string why);
+
+ private:
+  StopReason NewStopReason() const;
+
+  mutable std::atomic<StopReason> stop_reason_{StopReason::kNone};
 };
 
 // Runs the passes (CheckPasses) up to and with the one named `last`; only the header pass if the

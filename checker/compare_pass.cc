@@ -69,14 +69,15 @@ struct ComparePart {
   uint64_t orphan_clusters = 0;
   uint64_t stored_past_end_in_use = 0;
   uint64_t end_cluster = 0;  // behind the last one in use or counted
+  size_t blocks = 0;
 };
 
 // Sets that one thread makes.
 struct CompareSets {
   explicit CompareSets(const CheckState& state)
-      : mismatched(state.tracked_clusters),
-        copied_questions(state.tracked_clusters),
-        stored_is_one(state.tracked_clusters) {}
+      : mismatched(state.tracked_clusters, state.memory.get()),
+        copied_questions(state.tracked_clusters, state.memory.get()),
+        stored_is_one(state.tracked_clusters, state.memory.get()) {}
 
   ClusterSet mismatched;
   ClusterSet copied_questions;
@@ -361,6 +362,8 @@ void Comparison::CompareBlock(const RefcountBlock& block, const ClusterBatch::Pi
 // Compares blocks that follow each other in the list, and the clusters between them.
 ComparePart Comparison::Compare(const BlockRange& range) {
   ComparePart part = {.notes = state_.NewPart()};
+  if (!state_.MayGoOn()) return part;
+  part.blocks = range.blocks.size();
   part_ = &part;
   const uint64_t limit = state_.tracked_clusters;
   const uint64_t block_bytes = state_.geo().cluster_size();
@@ -464,17 +467,18 @@ void CompareBlocks(CheckState& state, absl::Span<const RefcountBlock> blocks) {
       [&](uint64_t worker, uint64_t range) { return comparisons[worker]->Compare(ranges[range]); },
       [&](ComparePart part) {
         state.Absorb(std::move(part.notes));
+        state.memory->Take(part.orphans.size() * sizeof(OrphanRun));
         for (const OrphanRun& run : part.orphans) ExtendRuns(state.orphans, run);
         state.orphan_clusters += part.orphan_clusters;
         state.stored_past_end_in_use += part.stored_past_end_in_use;
         end_cluster = std::max(end_cluster, part.end_cluster);
+        state.coverage.refcount_blocks += part.blocks;
       });
   for (const auto& comparison : comparisons) {
     state.mismatched->Absorb(comparison->sets().mismatched);
     state.copied_questions->Absorb(comparison->sets().copied_questions);
     state.stored_is_one->Absorb(comparison->sets().stored_is_one);
   }
-  state.coverage.refcount_blocks = blocks.size();
   const uint64_t end = std::max(end_cluster, EndOfReferences(state));
   state.statistics.image_end_offset = end << state.geo().cluster_bits;
 }

@@ -1,14 +1,24 @@
 #include "checker/guest_counts.h"
 
+#include <utility>
+
 namespace qcow2check {
 
 GuestCounts::GuestCounts(const CheckState& state)
-    : standard(state.file_clusters + kClustersBehindEnd),
-      compressed(state.file_clusters + kClustersBehindEnd),
-      copied(state.tracked_clusters),
-      not_copied(state.tracked_clusters),
-      collisions(state.tracked_clusters),
-      past_end(state.tracked_clusters) {}
+    : standard(state.file_clusters + kClustersBehindEnd, state.memory.get()),
+      compressed(state.file_clusters + kClustersBehindEnd, state.memory.get()),
+      copied(state.tracked_clusters, state.memory.get()),
+      not_copied(state.tracked_clusters, state.memory.get()),
+      collisions(state.tracked_clusters, state.memory.get()),
+      past_end(state.tracked_clusters, state.memory.get()) {}
+
+void TakeOver(CheckState& state, GuestCounts& counts) {
+  std::swap(*state.expected, counts.standard);
+  std::swap(*state.copied, counts.copied);
+  std::swap(*state.not_copied, counts.not_copied);
+  std::swap(*state.collisions, counts.collisions);
+  std::swap(*state.past_end, counts.past_end);
+}
 
 void AddStandard(CheckState& state, GuestCounts& counts) {
   state.expected->Absorb(counts.standard,

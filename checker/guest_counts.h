@@ -22,6 +22,10 @@ struct GuestCounts {
   ClusterSet past_end;     // referenced, but behind the end of the file
 };
 
+// Moves what `state` has counted so far into `counts`, which is empty: the first thread goes on
+// where the passes before it ended, and pages that it touches, too, do not exist twice.
+void TakeOver(CheckState& state, GuestCounts& counts);
+
 // Adds `counts` to the expected refcounts and sets of `state` and leaves it empty; `compressed`
 // stays, for AddCompressed.
 void AddStandard(CheckState& state, GuestCounts& counts);

@@ -222,7 +222,7 @@ void L1Walk::WalkTable(const L1Table& table) {
                                 state_.file.size_bytes());
   std::vector<uint8_t> piece;
   uint64_t at = table.offset_bytes;
-  while (at < end) {
+  while (at < end && state_.MayGoOn()) {
     // Holes hold only unallocated entries.
     const Extent data = state_.file.NextData(HostOffset{at});
     if (data.empty() || data.begin_bytes >= end) break;
@@ -302,6 +302,7 @@ void L1Walk::AddL2(const L1Table& table, uint64_t index, uint64_t offset, uint64
                    uint64_t active_weight) {
   const auto [found, is_new] = l2_at_.emplace(offset, state_.l2_tables.size());
   if (is_new) {
+    state_.memory->Take(sizeof(L2Table) + sizeof(decltype(l2_at_)::value_type));
     state_.l2_tables.push_back({.offset_bytes = offset, .l1_index = index});
   }
   L2Table& l2 = state_.l2_tables[found->second];

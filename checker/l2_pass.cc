@@ -30,6 +30,7 @@ struct L2Part {
   PartNotes notes;
   Statistics statistics;
   std::optional<Finding> cut_by_end;  // the first guest cluster that the end of the file cuts
+  uint64_t tables = 0;
 };
 
 // One thread's walk through some of the parts.
@@ -46,6 +47,8 @@ class L2Walk {
 
   L2Part Walk(absl::Span<L2Table> tables) {
     L2Part part = {.notes = state_.NewPart(), .statistics = {}, .cut_by_end = std::nullopt};
+    if (!state_.MayGoOn()) return part;
+    part.tables = tables.size();
     part_ = &part;
     last_bytes_ = nullptr;
     reader_.Read(tables, part.notes,
@@ -152,7 +155,7 @@ void L2Walk::WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t>
   neighbour_l1_index_ = table.l1_index;
   neighbour_slice_ = begin;
   last_bytes_ = nullptr;
-  if (table.shape == L2Shape::kLost || bytes.empty()) return;
+  if (table.shape == L2Shape::kLost || bytes.empty() || state_.memory->exceeded()) return;
   table_ = &table;
   slice_begin_ = begin;
   if (begin == 0) next_offset_ = 0;
@@ -450,6 +453,7 @@ void CheckL2Tables(CheckState& state) {
   const uint64_t threads = std::clamp<uint64_t>(parts.size(), 1, state.threads());
   std::vector<std::unique_ptr<L2Walk>> walks;
   for (uint64_t i = 0; i < threads; ++i) walks.push_back(std::make_unique<L2Walk>(state));
+  TakeOver(state, walks[0]->counts());
   bool cut_by_end = false;
   RunInOrder<L2Part>(
       parts.size(), threads,
@@ -457,13 +461,13 @@ void CheckL2Tables(CheckState& state) {
       [&](L2Part part) {
         state.Absorb(std::move(part.notes));
         AddTo(state.statistics, part.statistics);
+        state.coverage.l2_tables += part.tables;
         // Only the last clusters of a file can be cut, and one of them says it for all.
         if (part.cut_by_end && !cut_by_end) state.findings.Add(*std::move(part.cut_by_end));
         cut_by_end = cut_by_end || part.cut_by_end.has_value();
       });
   for (const auto& walk : walks) AddStandard(state, walk->counts());
   for (const auto& walk : walks) AddCompressed(state, walk->counts());
-  state.coverage.l2_tables = state.l2_tables.size();
 }
 
 }  // namespace qcow2check

@@ -101,7 +101,7 @@ void CheckRefcountTable(CheckState& state) {
   const uint64_t end = std::min(SaturatingAdd(offset, length), size);
   std::vector<uint8_t> piece;
   uint64_t at = offset;
-  while (at < end) {
+  while (at < end && state.MayGoOn()) {
     const Extent data = state.file.NextData(HostOffset{at});
     if (data.empty() || data.begin_bytes >= end) break;
     at = std::max(at, data.begin_bytes & ~uint64_t{7});

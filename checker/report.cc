@@ -16,6 +16,8 @@ absl::string_view NameOf(Verdict verdict) {
       return "corrupt";
     case Verdict::kIncomplete:
       return "incomplete";
+    case Verdict::kLimitExceeded:
+      return "limit-exceeded";
     case Verdict::kLocked:
       return "locked";
     case Verdict::kNotQcow2:
@@ -57,7 +59,8 @@ void AddToReport(Report& report, Finding finding) {
       break;
     case Tally::kCheckErrors:
       report.totals.check_errors += finding.count;
-      verdict = Verdict::kIncomplete;
+      verdict = finding.code == FindingCode::kLimitReached ? Verdict::kLimitExceeded
+                                                           : Verdict::kIncomplete;
       break;
     case Tally::kNothing:
       break;
@@ -79,6 +82,7 @@ int ExitCodeOf(const Report& report) {
     case Verdict::kNotQcow2:
       return 63;
     case Verdict::kIncomplete:
+    case Verdict::kLimitExceeded:
     case Verdict::kLocked:
     case Verdict::kUnsupported:
       return 1;

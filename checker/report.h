@@ -17,6 +17,7 @@ enum class Verdict {
   kLeaks,
   kCorrupt,
   kIncomplete,  // something could not be examined
+  kLimitExceeded,
   kLocked,
   kNotQcow2,
   kUnsupported,

@@ -70,6 +70,7 @@ void TableReader::Read(absl::Span<L2Table> tables, PartNotes& notes, VisitSlice 
 void ReadAllTables(CheckState& state, VisitSlice visit) {
   TableReader reader(state);
   for (const absl::Span<L2Table> part : DivideTables(state)) {
+    if (!state.MayGoOn()) return;
     PartNotes notes = state.NewPart();
     reader.Read(part, notes, visit);
     state.Absorb(std::move(notes));

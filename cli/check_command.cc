@@ -22,6 +22,7 @@
 #include "cli/repair_command.h"
 #include "cli/repair_text.h"
 #include "cli/text_report.h"
+#include "cli/watch.h"
 #include "common/image_lock.h"
 #include "common/ordered_jobs.h"
 #include "common/posix_file.h"
@@ -158,6 +159,12 @@ uint64_t ThreadsAcrossImages(const CheckCommandOptions& command) {
   return command.repair ? 1 : std::min<uint64_t>(UsableThreads(command.threads), images);
 }
 
+Watch::Show ShowFor(const CheckCommandOptions& command) {
+  if (command.quiet) return Watch::Show::kNothing;
+  if (isatty(STDERR_FILENO) == 1) return Watch::Show::kLine;
+  return command.show_progress ? Watch::Show::kLines : Watch::Show::kNothing;
+}
+
 int Refuse(absl::string_view error, const std::vector<std::string>& arguments) {
   ImageOutput output = {.err = Sentence(error)};
   if (AsksForJson(arguments)) {
@@ -181,11 +188,16 @@ int RunCheckCommand(const std::vector<std::string>& arguments) {
   const uint64_t threads = ThreadsAcrossImages(options);
   // Threads that have images of their own do not share them out.
   if (threads > 1) options.threads = 1;
+  options.images_at_once = threads;
+  Progress progress;
+  options.watched = &progress;
+  Watch watch(progress, options.images.size(), ShowFor(options));
   int worst = 0;
   RunInOrder<ImageOutput>(
       options.images.size(), threads,
       [&options](uint64_t, uint64_t image) { return MakeOutput(image, options); },
-      [&worst](const ImageOutput& output) {
+      [&](const ImageOutput& output) {
+        watch.FinishImage();
         Print(output);
         if (Badness(output.exit_code) > Badness(worst)) worst = output.exit_code;
       });

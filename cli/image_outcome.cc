@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "cli/limits.h"
 #include "common/posix_file.h"
 
 namespace qcow2check {
@@ -39,6 +40,8 @@ ImageOutcome CouldNotCheck(absl::string_view error, Verdict verdict) {
 CheckOptions CheckOptionsFor(const std::string& path, const ImageFile& file,
                              const CheckCommandOptions& command) {
   CheckOptions options;
+  SetLimits(command, options);
+  options.progress = command.watched;
   options.max_findings = command.max_findings;
   options.threads = command.threads;
   if (!command.verify_data) return options;

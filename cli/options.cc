@@ -32,8 +32,9 @@ constexpr char kFooter[] =
 constexpr absl::string_view kQemuOptions[] = {"help",   "format",     "repair",     "output",
                                               "object", "image-opts", "force-share"};
 constexpr absl::string_view kOwnOptions[] = {
-    "version",    "json", "quiet",   "verify-data", "chain",   "threads",      "max-findings",
-    "files-from", "null", "dry-run", "undo-file",   "no-undo", "free-orphans", "discard"};
+    "version",      "json",       "quiet",    "verify-data",  "chain",      "threads",
+    "max-findings", "max-memory", "max-time", "progress",     "files-from", "null",
+    "dry-run",      "undo-file",  "no-undo",  "free-orphans", "discard"};
 
 constexpr char kBareRepair[] = "--repair";
 
@@ -148,6 +149,7 @@ struct OptionWords {
   std::string output = "human";
   std::string repair;
   std::string cache;
+  std::optional<double> max_time_seconds;
   std::vector<std::string> objects;
 };
 
@@ -177,6 +179,18 @@ void AddCheckOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& w
       ->type_name("N")
       ->take_last()
       ->capture_default_str();
+  app.add_option("--max-memory", options.max_memory_bytes,
+                 "End the check of an image that would take more memory than SIZE (512M, 2G)")
+      ->type_name("SIZE")
+      ->transform(CLI::AsSizeValue(false))
+      ->take_last();
+  app.add_option("--max-time", words.max_time_seconds,
+                 "End the check of an image after this time, with what was found until then")
+      ->type_name("SECONDS")
+      ->check(CLI::PositiveNumber)
+      ->take_last();
+  app.add_flag("-p,--progress", options.show_progress,
+               "Say on stderr how far the check is, even if that is no terminal");
   app.add_option("-f,--format", options.format, "Only qcow2 can be checked")->take_last();
   app.add_flag("--image-opts", options.image_opts,
                "IMAGE is a list of options, as for qemu-img (file.filename=...)");
@@ -267,6 +281,7 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
     return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check --help)"));
   }
   options.json = options.json || words.output == "json";
+  if (words.max_time_seconds) options.max_time = absl::Seconds(*words.max_time_seconds);
   if (!words.repair.empty()) {
     options.repair = words.repair == "all" ? RepairMode::kAll : RepairMode::kLeaks;
   }

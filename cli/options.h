@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "checker/progress.h"
 #include "repair/repair_plan.h"
 
 namespace qcow2check {
@@ -23,6 +25,9 @@ struct CheckCommandOptions {
   bool chain = false;
   uint64_t threads = 0;  // across images, or within the only one; 0: as many as are of use
   uint64_t max_findings = 1000;
+  uint64_t max_memory_bytes = 0;                       // for each check; 0: no limit
+  absl::Duration max_time = absl::InfiniteDuration();  // for each image
+  bool show_progress = false;
   std::string format = "qcow2";
   bool image_opts = false;
   std::optional<RepairMode> repair;  // nothing: only check
@@ -32,6 +37,9 @@ struct CheckCommandOptions {
   bool no_undo = false;
   bool free_orphans = false;
   bool discard = false;
+  // No arguments, but what the images of a run share.
+  uint64_t images_at_once = 1;
+  Progress* watched = nullptr;
 };
 
 // What the arguments ask for. `help` is set instead if they ask for help or the version.

@@ -66,6 +66,8 @@ absl::string_view WordsOf(Verdict verdict) {
       return "corrupt";
     case Verdict::kIncomplete:
       return "could not be checked completely";
+    case Verdict::kLimitExceeded:
+      return "not checked to the end";
     case Verdict::kLocked:
       return "in use";
     case Verdict::kNotQcow2:

@@ -36,6 +36,11 @@ uint64_t RefcountMap::Page::Get(uint64_t index) const {
   }
 }
 
+const RefcountMap::Page& RefcountMap::Page::Full() {
+  static const Page kFull = {.width = Width::kBit, .wide = nullptr, .bits = MakeAllBits()};
+  return kFull;
+}
+
 void RefcountMap::Page::Set(uint64_t index, uint64_t count) {
   switch (width) {
     case Width::kBit:
@@ -54,23 +59,27 @@ void RefcountMap::Page::Set(uint64_t index, uint64_t count) {
   }
 }
 
-void RefcountMap::Widen(Page& page, uint64_t count) {
+// Makes room for `count`; false if there is no memory for that.
+bool RefcountMap::Widen(Page& page, uint64_t count) {
   Page wider;
   wider.width = count <= 0xff         ? Width::kByte
                 : count <= 0xffffffff ? Width::kWord32
                                       : Width::kWord64;
-  if (wider.width <= page.width) return;
+  if (wider.width <= page.width) return true;
   const size_t bytes = wider.width == Width::kByte ? 1 : wider.width == Width::kWord32 ? 4 : 8;
+  MemoryBudget* const budget = pages_.budget();
+  if (budget != nullptr && !budget->Take(kPageClusters * bytes)) return false;
   wider.wide = std::make_unique<uint8_t[]>(kPageClusters * bytes);
   for (uint64_t i = 0; i < kPageClusters; ++i) wider.Set(i, page.Get(i));
   page.width = wider.width;
   page.wide = std::move(wider.wide);
+  return true;
 }
 
 bool RefcountMap::AddWide(Page& page, uint64_t index, uint64_t weight) {
   const uint64_t before = page.Get(index);
   const uint64_t count = SaturatingAdd(before, weight);
-  if (count > 1) Widen(page, count);
+  if (count > 1 && !Widen(page, count)) return before == 0;
   page.Set(index, count);
   return before == 0;
 }
@@ -98,7 +107,7 @@ bool RefcountMap::AddRunOfBytes(Page& page, uint64_t first, uint64_t count, uint
 void RefcountMap::AddRunInPage(Page& page, uint64_t first, uint64_t count, uint64_t weight) {
   if (page.width == Width::kBit) {
     if (weight == 1 && AddRunOfBits(page, first, count)) return;
-    Widen(page, std::max<uint64_t>(weight, 2));
+    if (!Widen(page, std::max<uint64_t>(weight, 2))) return;
   }
   if (page.width == Width::kByte && AddRunOfBytes(page, first, count, weight)) return;
   for (uint64_t i = first; i < first + count; ++i) AddWide(page, i, weight);
@@ -153,12 +162,12 @@ void RefcountMap::AddPage(Page& page, const Page& other, uint64_t first_cluster,
 
 void RefcountMap::Absorb(RefcountMap& other, absl::FunctionRef<void(uint64_t cluster)> in_both) {
   other.pages_.Drain([&](uint64_t number, std::unique_ptr<Page> page) {
-    Page* mine = pages_.Find(number);
-    if (mine == nullptr) {
+    if (pages_.Find(number) == nullptr) {
       pages_.Adopt(number, std::move(page));
-    } else {
-      AddPage(*mine, *page, number * kPageClusters, in_both);
+      return;
     }
+    AddPage(pages_.GetOrCreate(number), page != nullptr ? *page : Page::Full(),
+            number * kPageClusters, in_both);
   });
 }
 

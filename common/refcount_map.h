@@ -1,9 +1,9 @@
 // How often each host cluster is referenced, as the walk finds it: the expected refcounts.
 //
-// Adaptive: a page of 4,096 clusters costs nothing while untouched, a bit a cluster while all its
-// counts are 0 or 1, and 1, 4 or 8 bytes a cluster from the first count that needs them. Counts
-// saturate at 2^64-1. Not thread-safe, but for reading: threads count in maps of their own, which
-// are added up afterwards.
+// Adaptive: a page of 4,096 clusters costs a bit while all its counts are 0 or all are 1, a bit a
+// cluster while they are 0 or 1, and 1, 4 or 8 bytes a cluster from the first count that needs
+// them. Counts saturate at 2^64-1. Not thread-safe, but for reading: threads count in maps of their
+// own, which are added up afterwards.
 #ifndef QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
 #define QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
 
@@ -20,7 +20,8 @@ namespace qcow2check {
 class RefcountMap {
  public:
   // For clusters 0..cluster_count-1.
-  explicit RefcountMap(uint64_t cluster_count) : pages_(cluster_count) {}
+  explicit RefcountMap(uint64_t cluster_count, MemoryBudget* budget = nullptr)
+      : pages_(cluster_count, budget) {}
 
   // Adds `weight` (>= 1) references; true if the cluster had none before.
   bool Add(uint64_t cluster, uint64_t weight) {
@@ -97,19 +98,22 @@ class RefcountMap {
   struct Page {
     Width width = Width::kBit;
     std::unique_ptr<uint8_t[]> wide;  // kPageClusters numbers of `width`, native order
-    std::array<uint64_t, kPageClusters / 64> bits = {};
+    PageBits bits = {};
+
+    bool IsFull() const { return width == Width::kBit && AreAllBits(bits); }
+    static const Page& Full();
 
     uint64_t Get(uint64_t index) const;
     void Set(uint64_t index, uint64_t count);
   };
 
-  static bool AddWide(Page& page, uint64_t index, uint64_t weight);
-  static void AddRunInPage(Page& page, uint64_t first, uint64_t count, uint64_t weight);
+  bool AddWide(Page& page, uint64_t index, uint64_t weight);
+  void AddRunInPage(Page& page, uint64_t first, uint64_t count, uint64_t weight);
   static bool AddRunOfBits(Page& page, uint64_t first, uint64_t count);
   static bool AddRunOfBytes(Page& page, uint64_t first, uint64_t count, uint64_t weight);
-  static void AddPage(Page& page, const Page& other, uint64_t first_cluster,
-                      absl::FunctionRef<void(uint64_t cluster)> in_both);
-  static void Widen(Page& page, uint64_t count);
+  void AddPage(Page& page, const Page& other, uint64_t first_cluster,
+               absl::FunctionRef<void(uint64_t cluster)> in_both);
+  bool Widen(Page& page, uint64_t count);
 
   PageDirectory<Page> pages_;
 };

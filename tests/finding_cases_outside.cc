@@ -228,6 +228,12 @@ Report CheckClaiming(uint64_t clusters) {
   return CheckImage(file, {});
 }
 
+Report CheckToldToStop(bool stop) {
+  Progress progress;
+  progress.stop = stop;
+  return Check(SmallImage(), {.progress = &progress});
+}
+
 // Many bitmaps whose tables are one and the same stretch of 2^20 bytes behind everything else.
 Report CheckOverlappingTables(uint64_t bitmaps) {
   constexpr uint64_t kTableBytes = 1 << 20;
@@ -278,12 +284,17 @@ constexpr FindingCase kCoverageCases[] = {
      [] {
        return Fired{CheckClaiming(kMaxFileClusters + 1), std::nullopt};
      },
-     [] { return CheckClaiming(kMaxFileClusters); }, Verdict::kIncomplete},
+     [] { return CheckClaiming(kMaxFileClusters); }, Verdict::kLimitExceeded},
     {FindingCode::kLimitReached, "more overlapping tables than we walk / as many",
      [] {
        return Fired{CheckOverlappingTables(kAffordableTables + 1), std::nullopt};
      },
-     [] { return CheckOverlappingTables(kAffordableTables); }, Verdict::kIncomplete},
+     [] { return CheckOverlappingTables(kAffordableTables); }, Verdict::kLimitExceeded},
+    {FindingCode::kInterrupted, "told to stop before it began / not told",
+     [] {
+       return Fired{CheckToldToStop(true), std::nullopt};
+     },
+     [] { return CheckToldToStop(false); }, Verdict::kIncomplete},
     {FindingCode::kImageChanging, "other damage at every look / the same damage",
      [] {
        return Fired{CheckWhileChanging([](BuiltImage& image, int look) {

@@ -47,8 +47,9 @@ Verdict FloorOf(Tally tally) {
 
 int ExpectedExitCode(Verdict verdict) {
   static const std::map<Verdict, int> kExitCodes = {
-      {Verdict::kClean, 0},     {Verdict::kCorrupt, 2},    {Verdict::kLeaks, 3},
-      {Verdict::kNotQcow2, 63}, {Verdict::kIncomplete, 1}, {Verdict::kUnsupported, 1}};
+      {Verdict::kClean, 0},        {Verdict::kCorrupt, 2},    {Verdict::kLeaks, 3},
+      {Verdict::kNotQcow2, 63},    {Verdict::kIncomplete, 1}, {Verdict::kUnsupported, 1},
+      {Verdict::kLimitExceeded, 1}};
   return kExitCodes.at(verdict);
 }
 
