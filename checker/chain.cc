@@ -32,6 +32,7 @@ bool IsKnownFormat(absl::string_view format) {
 }  // namespace
 
 absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std::string& name) {
+  if (IsNbdUri(name)) return name;
   absl::string_view rest = name;
   absl::ConsumePrefix(&rest, "file:");
   if (rest.empty()) return absl::InvalidArgumentError("the name is empty");
@@ -40,15 +41,19 @@ absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std
   if (colon != absl::string_view::npos && !absl::StrContains(rest.substr(0, colon), '/')) {
     return absl::InvalidArgumentError("the name is a protocol, not a local file");
   }
+  if (IsNbdUri(image_path)) {
+    return absl::InvalidArgumentError(
+        "the name is relative to a folder, and an image on an NBD server has none");
+  }
   const size_t slash = image_path.rfind('/');
   if (slash == std::string::npos) return std::string(rest);
   return absl::StrCat(image_path.substr(0, slash + 1), rest);
 }
 
-std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& file,
+std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
                                    const CheckOptions& options, Report& report) {
   std::vector<ChainLayer> layers;
-  std::set<std::pair<uint64_t, uint64_t>> seen = {{file.device(), file.inode()}};
+  std::set<ImageId> seen = {id};
   std::string above_path = path;
   ImageSummary above = report.image;
   while (!above.backing_name.empty()) {
@@ -57,8 +62,9 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& fil
       break;
     }
     absl::StatusOr<std::string> layer_path = ResolveName(above_path, above.backing_name);
-    absl::StatusOr<std::unique_ptr<PosixFile>> layer =
-        layer_path.ok() ? PosixFile::Open(*layer_path) : layer_path.status();
+    absl::StatusOr<OpenedImage> layer = layer_path.ok()
+                                            ? OpenToRead(*layer_path, {.uri_from = UriFrom::kImage})
+                                            : layer_path.status();
     if (!layer.ok()) {
       Add(report, FindingCode::kChainMissing,
           absl::StrCat(Quoted(above.backing_name), ": ", layer.status().message()));
@@ -67,11 +73,11 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& fil
            std::string(layer.status().message())});
       break;
     }
-    if (!seen.insert({(*layer)->device(), (*layer)->inode()}).second) {
+    if (!seen.insert(layer->id).second) {
       Add(report, FindingCode::kChainCycle, absl::StrCat(*layer_path, " is in the chain twice"));
       break;
     }
-    Report below = CheckImage(**layer, options);
+    Report below = CheckImage(*layer->file, options);
     const bool is_qcow2 = below.verdict != Verdict::kNotQcow2;
     // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
     const std::string format =
@@ -88,7 +94,7 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& fil
     }
     if (format != "qcow2") {
       below = Report();
-      below.image.virtual_size_bytes = (*layer)->size_bytes();
+      below.image.virtual_size_bytes = layer->file->size_bytes();
     }
     layers.push_back(
         {*layer_path, format, below.image.virtual_size_bytes, below.verdict, below.totals});

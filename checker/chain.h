@@ -8,7 +8,7 @@
 
 #include "checker/check.h"
 #include "checker/report.h"
-#include "common/posix_file.h"
+#include "common/open_image.h"
 
 namespace qcow2check {
 
@@ -21,14 +21,15 @@ struct ChainLayer {
   Totals totals;
 };
 
-// The path of a file that `image_path` names as `name`: relative names are relative to the folder
-// of the image. kInvalidArgument for names that are no local file (protocols, json:).
+// The path or NBD URI of a file that the image `image_path` names as `name`: relative names are
+// relative to the folder of the image. kInvalidArgument for names that are neither (other
+// protocols, json:), and for relative names in an image on an NBD server, which has no folder.
 absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std::string& name);
 
 // Follows the backing files of the image at `path`, whose report is `report`, checks each layer
-// that is qcow2, and adds what is wrong with the chain to the report. `file` is the open image,
-// to notice a cycle. Opens at most kMaxChainDepth files, read-only.
-std::vector<ChainLayer> CheckChain(const std::string& path, const PosixFile& file,
+// that is qcow2, and adds what is wrong with the chain to the report. `id` is the image's, to
+// notice a cycle. Opens at most kMaxChainDepth files, read-only.
+std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
                                    const CheckOptions& options, Report& report);
 
 }  // namespace qcow2check

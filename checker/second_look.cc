@@ -76,7 +76,7 @@ Report InCommon(const Report& before, Report last) {
 Report CheckChangingImage(const OpenImage& open, const CheckOptions& options) {
   Report before;
   for (int look = 1;; ++look) {
-    absl::StatusOr<std::unique_ptr<PosixFile>> file = open();
+    absl::StatusOr<std::shared_ptr<const ImageFile>> file = open();
     if (!file.ok()) {
       Report gone;
       AddToReport(gone, {.code = FindingCode::kImageChanging,

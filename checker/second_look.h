@@ -8,12 +8,13 @@
 #include "absl/status/statusor.h"
 #include "checker/check.h"
 #include "checker/report.h"
-#include "common/posix_file.h"
+#include "common/image_file.h"
 
 namespace qcow2check {
 
-// Opens the image for one look: each look must see the file's length of its own time.
-using OpenImage = std::function<absl::StatusOr<std::unique_ptr<PosixFile>>()>;
+// Opens the image for one look: each look must see the file's length of its own time, if it can
+// change.
+using OpenImage = std::function<absl::StatusOr<std::shared_ptr<const ImageFile>>()>;
 
 // Checks until nothing is wrong, or two looks in a row find the same. A writer's half-done change
 // differs from look to look; damage stays. If the looks never agree, the report has only what the

@@ -24,6 +24,7 @@
 #include "cli/text_report.h"
 #include "cli/watch.h"
 #include "common/image_lock.h"
+#include "common/open_image.h"
 #include "common/ordered_jobs.h"
 #include "common/posix_file.h"
 #include "common/threads.h"
@@ -31,17 +32,27 @@
 namespace qcow2check {
 namespace {
 
+// A server may serve one client at a time, and an export cannot change its length meanwhile.
+absl::StatusOr<std::shared_ptr<const ImageFile>> OpenAgain(
+    const std::string& path, const std::shared_ptr<const ImageFile>& file) {
+  if (file->is_remote()) return file;
+  return PosixFile::Open(path);
+}
+
 ImageOutcome CheckOne(const std::string& path, const CheckCommandOptions& command) {
-  absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-  if (!file.ok()) return CouldNotCheck(file.status().message());
-  const absl::Status lock = LockForCheck((*file)->fd(), path, command.force_share);
+  absl::StatusOr<OpenedImage> image = OpenToRead(path, {.changes = command.force_share});
+  if (!image.ok()) return CouldNotCheck(image.status().message());
+  const absl::Status lock = LockForCheck(image->lock_fd, path, command.force_share);
   if (!lock.ok()) return CouldNotCheck(lock.message(), Verdict::kLocked);
-  const CheckOptions options = CheckOptionsFor(path, **file, command);
+  const std::shared_ptr<const ImageFile> file = std::move(image->file);
+  const CheckOptions options = CheckOptionsFor(path, *file, command);
   ImageOutcome outcome;
   const bool quick = !command.force_share;
-  outcome.report = quick ? CheckImage(**file, options)
-                         : CheckChangingImage([&path] { return PosixFile::Open(path); }, options);
-  if (command.chain) outcome.chain = CheckChain(path, **file, options, outcome.report);
+  outcome.report = quick ? CheckImage(*file, options)
+                         : CheckChangingImage([&] { return OpenAgain(path, file); }, options);
+  const absl::Status connection = file->connection_status();
+  if (!connection.ok()) return CouldNotCheck(absl::StrCat("'", path, "': ", connection.message()));
+  if (command.chain) outcome.chain = CheckChain(path, image->id, options, outcome.report);
   outcome.exit_code = ExitCodeOf(outcome.report);
   return outcome;
 }

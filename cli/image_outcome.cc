@@ -4,7 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "cli/limits.h"
-#include "common/posix_file.h"
+#include "common/open_image.h"
 
 namespace qcow2check {
 namespace {
@@ -16,13 +16,13 @@ void OpenDataFile(const std::string& image, const std::string& name, CheckOption
     options.data_file_error = std::string(path.status().message());
     return;
   }
-  absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(*path);
+  const absl::StatusOr<OpenedImage> file = OpenToRead(*path, {.uri_from = UriFrom::kImage});
   if (!file.ok()) {
     options.data_file_error = std::string(file.status().message());
     return;
   }
   options.data_file_opened = true;
-  options.data_file_size_bytes = (*file)->size_bytes();
+  options.data_file_size_bytes = file->file->size_bytes();
 }
 
 }  // namespace

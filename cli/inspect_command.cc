@@ -17,7 +17,7 @@
 #include "cli/options.h"
 #include "cli/printable.h"
 #include "common/image_lock.h"
-#include "common/posix_file.h"
+#include "common/open_image.h"
 
 namespace qcow2check {
 namespace {
@@ -184,16 +184,21 @@ int RunInspectCommand(const std::vector<std::string>& arguments) {
     return 0;
   }
   const std::string& path = options->image;
-  absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-  if (!file.ok()) return Refuse(path, file.status().message(), options->json, 1);
+  const absl::StatusOr<OpenedImage> image = OpenToRead(path);
+  if (!image.ok()) return Refuse(path, image.status().message(), options->json, 1);
   // Looking harms nobody, so the image may be in use, as for a check with -U.
-  const absl::Status lock = LockForCheck((*file)->fd(), path, /*force_share=*/true);
+  const absl::Status lock = LockForCheck(image->lock_fd, path, /*force_share=*/true);
   if (!lock.ok()) return Refuse(path, lock.message(), options->json, 1);
-  ImageInspector inspector(**file, options->overview() ? kOverviewCaps : InspectCaps{});
+  ImageInspector inspector(*image->file, options->overview() ? kOverviewCaps : InspectCaps{});
+  const auto lost = [&](const absl::Status& why) {
+    return Refuse(path, absl::StrCat("'", path, "': ", why.message()), options->json, 1);
+  };
+  if (absl::Status why = image->file->connection_status(); !why.ok()) return lost(why);
   if (!inspector.is_qcow2()) {
     return Refuse(path, absl::StrCat("'", path, "' is not a qcow2 image"), options->json, 63);
   }
   const InspectResult result = Inspect(inspector, *options);
+  if (absl::Status why = image->file->connection_status(); !why.ok()) return lost(why);
   std::fputs((options->json ? InspectJson(result) + "\n" : InspectText(result)).c_str(), stdout);
   const std::string error = FirstError(result);
   // An overview shows what there is; the parts that it cannot show say why.

@@ -12,8 +12,7 @@
 #include "cli/shell_command.h"
 #include "common/digest.h"
 #include "common/image_lock.h"
-#include "common/posix_file.h"
-#include "common/writable_posix_file.h"
+#include "common/open_image.h"
 #include "repair/undo_file.h"
 
 namespace qcow2check {
@@ -25,20 +24,25 @@ bool IsBlockDevice(const std::string& path) {
 }
 
 UndoFileName UndoFileNameFor(const std::string& path, const CheckCommandOptions& command) {
-  UndoFileName name = {.image_path = path};
+  UndoFileName name;
+  if (!command.undo_file.empty()) name.chosen_path = command.undo_file;
+  if (IsNbdUri(path)) return name;
+  name.image_path = path;
   // Beside the image itself, so that it is found whatever link leads to the image.
   std::error_code error;
   const std::filesystem::path image = std::filesystem::canonical(path, error);
   if (std::filesystem::is_symlink(path, error) && !image.empty()) name.image_path = image;
-  if (!command.undo_file.empty()) name.chosen_path = command.undo_file;
   return name;
 }
 
-constexpr char kNotBesideADevice[] =
-    "the undo file of a device cannot lie beside it, where it would not survive a restart";
-
-bool MayLieThere(const UndoFileName& name) {
-  return name.chosen_path.has_value() || !IsBlockDevice(name.image_path);
+// Why there can be no undo file of that name; empty if there can.
+absl::string_view WhyNotThere(const UndoFileName& name) {
+  if (name.chosen_path) return "";
+  if (name.image_path.empty()) {
+    return "the undo file of an image on an NBD server cannot lie beside it";
+  }
+  if (!IsBlockDevice(name.image_path)) return "";
+  return "the undo file of a device cannot lie beside it, where it would not survive a restart";
 }
 
 // The command line that does what `command` asks for, without --dry-run.
@@ -85,22 +89,19 @@ RepairOutcome StartOutcome(const std::string& path, const CheckCommandOptions& c
   repair.options = {.mode = *command.repair,
                     .free_orphans = command.free_orphans,
                     .discard = command.discard,
-                    .fixed_size = IsBlockDevice(path)};
+                    .fixed_size = IsBlockDevice(path) || IsNbdUri(path)};
   repair.dry_run = command.dry_run;
   repair.command_line = CommandLineFor(path, command);
   return repair;
 }
 
 // What is the same at the end of a repair and of a dry run.
-ImageOutcome Finish(const std::string& path, const ImageFile& file, const CheckOptions& check,
-                    const CheckCommandOptions& command, RepairOutcome repair) {
+ImageOutcome Finish(const std::string& path, const ImageFile& file, const ImageId& id,
+                    const CheckOptions& check, const CheckCommandOptions& command,
+                    RepairOutcome repair) {
   ImageOutcome outcome;
   if (command.json) AddDigests(file, repair);
-  if (command.chain) {
-    // A second handle on the locked file: closing it leaves the locks alone.
-    const absl::StatusOr<std::unique_ptr<PosixFile>> again = PosixFile::Open(path);
-    if (again.ok()) outcome.chain = CheckChain(path, **again, check, repair.result.after);
-  }
+  if (command.chain) outcome.chain = CheckChain(path, id, check, repair.result.after);
   outcome.report = repair.result.after;
   outcome.repair = std::move(repair);
   outcome.exit_code = ExitCodeOf(outcome.report);
@@ -108,32 +109,38 @@ ImageOutcome Finish(const std::string& path, const ImageFile& file, const CheckO
 }
 
 ImageOutcome PlanOne(const std::string& path, const CheckCommandOptions& command) {
-  absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-  if (!file.ok()) return CouldNotCheck(file.status().message());
-  const absl::Status lock = LockForCheck((*file)->fd(), path, /*force_share=*/false);
+  const absl::StatusOr<OpenedImage> image = OpenToRead(path);
+  if (!image.ok()) return CouldNotCheck(image.status().message());
+  const absl::Status lock = LockForCheck(image->lock_fd, path, /*force_share=*/false);
   if (!lock.ok()) return CouldNotCheck(lock.message(), Verdict::kLocked);
-  const CheckOptions check = CheckOptionsFor(path, **file, command);
+  const ImageFile& file = *image->file;
+  const CheckOptions check = CheckOptionsFor(path, file, command);
   RepairOutcome repair = StartOutcome(path, command);
-  repair.result = PlanRepair(**file, check, repair.options);
+  repair.result = PlanRepair(file, check, repair.options);
+  const absl::Status connection = file.connection_status();
+  if (!connection.ok()) return CouldNotCheck(absl::StrCat("'", path, "': ", connection.message()));
   const UndoFileName name = UndoFileNameFor(path, command);
   if (!command.no_undo && !repair.result.plan.empty()) {
-    repair.undo_file = NextUndoPath(name);
-    if (!MayLieThere(name)) {
-      repair.undo_file.clear();
-      repair.notes.push_back(absl::StrCat(kNotBesideADevice, ": name one with --undo-file=PATH"));
+    const absl::string_view why_not = WhyNotThere(name);
+    if (why_not.empty()) {
+      repair.undo_file = NextUndoPath(name);
+    } else {
+      repair.notes.push_back(absl::StrCat(why_not, ": name one with --undo-file=PATH"));
     }
   }
-  if (const auto interrupted = FindInterrupted(**file, name)) {
+  if (const auto interrupted = FindInterrupted(file, name)) {
     repair.notes.push_back(absl::StrCat(
         "a repair of this image was interrupted; --repair would first take it back with '",
         *interrupted, "', and then plan anew"));
   }
-  return Finish(path, **file, check, command, std::move(repair));
+  return Finish(path, file, image->id, check, command, std::move(repair));
 }
 
 // The length that the file had when it was opened: nobody can have changed it since it was locked.
+// An export never changes it.
 bool HasLength(int fd, uint64_t size_bytes) {
   struct stat info;
+  if (fd < 0) return true;
   return fstat(fd, &info) == 0 &&
          (!S_ISREG(info.st_mode) || static_cast<uint64_t>(info.st_size) == size_bytes);
 }
@@ -144,7 +151,8 @@ class UndoFileMaker {
   UndoFileMaker(UndoFileName name, int image_fd) : name_(std::move(name)), image_fd_(image_fd) {}
 
   absl::StatusOr<std::unique_ptr<WritableImageFile>> Make() {
-    if (!MayLieThere(name_)) return absl::InvalidArgumentError(kNotBesideADevice);
+    const absl::string_view why_not = WhyNotThere(name_);
+    if (!why_not.empty()) return absl::InvalidArgumentError(why_not);
     absl::StatusOr<UndoFile> undo = CreateUndoFile(name_, image_fd_);
     if (!undo.ok()) return undo.status();
     path_ = undo->path;
@@ -164,12 +172,14 @@ class UndoFileMaker {
   std::string path_;
 };
 
-std::string ErrorSentence(const std::string& path, const RepairOutcome& repair, bool no_undo) {
+// `may_be_undo_file`: what could not be written may be the undo file.
+std::string ErrorSentence(const std::string& path, const RepairOutcome& repair,
+                          bool may_be_undo_file) {
   const RepairResult& result = repair.result;
   std::string error = absl::StrCat("the repair of '", path, "' stopped: ", result.status.message());
   if (!result.changed) {
     // The undo file is all that was written up to then.
-    const bool undo_file = !no_undo && !absl::IsAborted(result.status);
+    const bool undo_file = may_be_undo_file && !absl::IsAborted(result.status);
     return absl::StrCat(error, "; nothing was changed",
                         undo_file ? "; --undo-file=PATH keeps the undo file elsewhere, --no-undo "
                                     "does without"
@@ -187,17 +197,18 @@ std::string ErrorSentence(const std::string& path, const RepairOutcome& repair, 
 
 ImageOutcome RepairOne(const std::string& path, const CheckCommandOptions& command) {
   if (command.dry_run) return PlanOne(path, command);
-  absl::StatusOr<std::unique_ptr<WritablePosixFile>> file = WritablePosixFile::Open(path);
-  if (!file.ok()) return CouldNotCheck(file.status().message());
-  const absl::Status lock = LockForRepair((*file)->fd(), path);
+  const absl::StatusOr<OpenedWritableImage> image = OpenToWrite(path);
+  if (!image.ok()) return CouldNotCheck(image.status().message());
+  const absl::Status lock = LockForRepair(image->lock_fd, path);
   if (!lock.ok()) return CouldNotCheck(lock.message(), Verdict::kLocked);
-  if (!HasLength((*file)->fd(), (*file)->size_bytes())) {
+  WritableImageFile& file = *image->file;
+  if (!HasLength(image->lock_fd, file.size_bytes())) {
     return CouldNotCheck(absl::StrCat("'", path, "' was changed while it was opened"),
                          Verdict::kLocked);
   }
   const UndoFileName name = UndoFileNameFor(path, command);
   RepairOutcome repair = StartOutcome(path, command);
-  const absl::StatusOr<std::optional<std::string>> rolled_back = RollBackInterrupted(**file, name);
+  const absl::StatusOr<std::optional<std::string>> rolled_back = RollBackInterrupted(file, name);
   if (!rolled_back.ok()) {
     return CouldNotCheck(absl::StrCat("'", path, "': an interrupted repair cannot be taken back: ",
                                       rolled_back.status().message()));
@@ -206,20 +217,23 @@ ImageOutcome RepairOne(const std::string& path, const CheckCommandOptions& comma
     repair.notes.push_back(absl::StrCat(
         "an earlier repair was interrupted; it was taken back with '", **rolled_back, "' first"));
   }
-  const CheckOptions check = CheckOptionsFor(path, **file, command);
-  UndoFileMaker undo(name, (*file)->fd());
+  const CheckOptions check = CheckOptionsFor(path, file, command);
+  UndoFileMaker undo(name, image->lock_fd);
   OpenUndoFile open_undo;
   if (!command.no_undo) open_undo = [&undo] { return undo.Make(); };
-  repair.result = RepairImage(**file, check, repair.options, open_undo);
+  repair.result = RepairImage(file, check, repair.options, open_undo);
+  const absl::Status connection = file.connection_status();
+  repair.result.status.Update(connection);
   if (!repair.result.changed) undo.RemoveUseless();
   repair.undo_file = undo.path();
   const bool failed = !repair.result.status.ok();
-  const std::string error = failed ? ErrorSentence(path, repair, command.no_undo) : "";
+  const std::string error =
+      failed ? ErrorSentence(path, repair, !command.no_undo && connection.ok()) : "";
   if (failed) {
     ++repair.result.after.totals.check_errors;
     repair.result.after.verdict = Verdict::kIncomplete;
   }
-  ImageOutcome outcome = Finish(path, **file, check, command, std::move(repair));
+  ImageOutcome outcome = Finish(path, file, image->id, check, command, std::move(repair));
   outcome.error = error;
   return outcome;
 }

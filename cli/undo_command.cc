@@ -11,8 +11,8 @@
 #include "cli/options.h"
 #include "cli/printable.h"
 #include "common/image_lock.h"
+#include "common/open_image.h"
 #include "common/posix_file.h"
-#include "common/writable_posix_file.h"
 #include "repair/undo.h"
 
 namespace qcow2check {
@@ -57,12 +57,11 @@ absl::StatusOr<UndoCommandOptions> Parse(const std::vector<std::string>& argumen
 absl::StatusOr<UndoResult> Undo(const UndoCommandOptions& options) {
   const absl::StatusOr<std::unique_ptr<PosixFile>> log = PosixFile::Open(options.undo_file);
   if (!log.ok()) return log.status();
-  const absl::StatusOr<std::unique_ptr<WritablePosixFile>> image =
-      WritablePosixFile::Open(options.image);
+  const absl::StatusOr<OpenedWritableImage> image = OpenToWrite(options.image);
   if (!image.ok()) return image.status();
-  const absl::Status lock = LockForRepair((*image)->fd(), options.image);
+  const absl::Status lock = LockForRepair(image->lock_fd, options.image);
   if (!lock.ok()) return lock;
-  absl::StatusOr<UndoResult> result = UndoRepair(**image, **log, {.force = options.force});
+  absl::StatusOr<UndoResult> result = UndoRepair(*image->file, **log, {.force = options.force});
   if (result.ok()) return result;
   return absl::Status(result.status().code(),
                       absl::StrCat("'", options.image, "', '", options.undo_file,

@@ -48,6 +48,10 @@ class ImageFile {
   // processors are worth having.
   virtual bool is_remote() const { return false; }
 
+  // Of a file on a server: kUnavailable, and why, once the connection is lost. From then on every
+  // read fails, and what was found out meanwhile is worth nothing. Thread-safe.
+  virtual absl::Status connection_status() const { return absl::OkStatus(); }
+
   // The first stretch at or after `offset` that may hold something other than zeros; empty if
   // there is none before the end of the file. Files that cannot tell return all that is left.
   // Thread-safe.

@@ -120,6 +120,7 @@ std::string InUse(int fd, const std::string& path, off_t byte, absl::string_view
 }  // namespace
 
 absl::Status LockForCheck(int fd, const std::string& path, bool force_share) {
+  if (fd < 0) return absl::OkStatus();
   // With -U only "I read" is said, and only "nobody may read" is a conflict.
   const size_t used = force_share ? 1 : kCheckLocks.size();
   if (!TakeLocks(fd, absl::MakeConstSpan(kCheckLocks).first(used))) return absl::OkStatus();
@@ -131,6 +132,7 @@ absl::Status LockForCheck(int fd, const std::string& path, bool force_share) {
 }
 
 absl::Status LockForRepair(int fd, const std::string& path) {
+  if (fd < 0) return absl::OkStatus();
   if (!TakeLocks(fd, kRepairLocks)) return absl::OkStatus();
   const auto conflict = FindConflict(fd, kRepairConflicts);
   if (!conflict) return absl::OkStatus();

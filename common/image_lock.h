@@ -15,7 +15,8 @@ namespace qcow2check {
 // Takes the locks that `qemu-img check` takes on the open file `fd`: consistent read, shared with
 // readers but not with programs that write or resize the image. With `force_share` (-U) writers
 // are tolerated. kFailedPrecondition if the image is in use, in one sentence that names the
-// holder where the kernel tells; OK where the file system has no locks. Held until fd is closed.
+// holder where the kernel tells; OK where the file system has no locks, and for an `fd` of -1, an
+// image without any (on an NBD server). Held until fd is closed.
 absl::Status LockForCheck(int fd, const std::string& path, bool force_share);
 
 // Takes the locks that `qemu-img check -r` takes on the file `fd`, open for writing: nobody else

@@ -47,6 +47,9 @@ class WritablePosixFile : public WritableImageFile {
   bool has_fixed_size() const override { return info_.is_block_device; }
 
   int fd() const { return file_.get(); }
+  // As PosixFile's.
+  uint64_t device() const { return info_.device; }
+  uint64_t inode() const { return info_.inode; }
 
  private:
   WritablePosixFile(FileDescriptor file, const PosixFileInfo& info, std::string path)

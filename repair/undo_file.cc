@@ -27,7 +27,7 @@ std::string NumberedPath(const std::string& image_path, int number) {
 // All that may be undo files of the image, whatever the gaps between their numbers.
 std::vector<std::string> ExistingFiles(const UndoFileName& name) {
   std::vector<std::string> paths;
-  for (int number = 0; number < kMaxNumber; ++number) {
+  for (int number = 0; !name.image_path.empty() && number < kMaxNumber; ++number) {
     paths.push_back(NumberedPath(name.image_path, number));
   }
   if (name.chosen_path) paths.push_back(*name.chosen_path);

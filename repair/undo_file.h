@@ -15,7 +15,7 @@
 namespace qcow2check {
 
 struct UndoFileName {
-  std::string image_path;
+  std::string image_path;                  // empty: no undo file can lie beside the image
   std::optional<std::string> chosen_path;  // --undo-file; never numbered
 };
 
@@ -30,7 +30,8 @@ absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile
 // The log that RollBackInterrupted would roll the image back with. Changes nothing.
 std::optional<std::string> FindInterrupted(const ImageFile& image, const UndoFileName& name);
 
-// Where CreateUndoFile would make the file, if it can.
+// Where CreateUndoFile would make the file, if it can. Both need a path of the image, or a chosen
+// one.
 std::string NextUndoPath(const UndoFileName& name);
 
 struct UndoFile {
@@ -38,7 +39,8 @@ struct UndoFile {
   std::unique_ptr<WritablePosixFile> file;
 };
 
-// Makes a new undo file for the open image `image_fd`; kAlreadyExists if the chosen path is taken.
+// Makes a new undo file for the open image `image_fd` (-1: it is no file); kAlreadyExists if the
+// chosen path is taken.
 absl::StatusOr<UndoFile> CreateUndoFile(const UndoFileName& name, int image_fd);
 
 // Removes the undo file of a repair that changed nothing.

@@ -4,10 +4,9 @@
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Debian 12's names.
-build_packages=(g++ cmake ninja-build pkg-config libabsl-dev nlohmann-json3-dev libcli11-dev zlib1g-dev libzstd-dev libxxhash-dev)
+build_packages=(g++ cmake ninja-build pkg-config libabsl-dev nlohmann-json3-dev libcli11-dev zlib1g-dev libzstd-dev libxxhash-dev libnbd-dev)
 seed_packages=(python3)
-test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev libbenchmark-dev qemu-utils)
-bench_packages=(nbdkit)
+test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev libbenchmark-dev qemu-utils nbdkit gnutls-bin)
 format_packages=(clang-format)
 
 say() { echo "$@" >&2; }

@@ -10,6 +10,7 @@
 #include "checker/second_look.h"
 #include "common/check.h"
 #include "common/limits.h"
+#include "common/open_image.h"
 #include "common/posix_file.h"
 #include "common/table_entry.h"
 #include "tests/damage.h"
@@ -161,10 +162,10 @@ Report CheckWithChain(const BuiltImage& top, absl::Span<const uint8_t> base) {
   const TempDir directory;
   const std::string path = directory.Write("top.qcow2", top.bytes);
   directory.Write("base.qcow2", base);
-  absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-  QCOW2CHECK_CHECK(file.ok());
-  Report report = CheckImage(**file, {});
-  CheckChain(path, **file, {}, report);
+  const absl::StatusOr<OpenedImage> image = OpenToRead(path);
+  QCOW2CHECK_CHECK(image.ok());
+  Report report = CheckImage(*image->file, {});
+  CheckChain(path, image->id, {}, report);
   return report;
 }
 

@@ -1,0 +1,147 @@
+#include "common/nbd_reader.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "absl/strings/str_cat.h"
+
+namespace qcow2check {
+namespace {
+
+// What is asked about at once grows while there are only holes.
+constexpr uint64_t kFirstWindowBytes = uint64_t{64} << 20;
+constexpr uint64_t kLargestWindowBytes = uint64_t{1} << 31;  // lengths have 32 bits
+constexpr int kMostQuestions = 16;
+// What is taken for data when the questions are used up, or the server says nothing.
+constexpr uint64_t kGuessBytes = 4096;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NbdReader>> NbdReader::Open(const std::string& uri,
+                                                           const NbdOpenOptions& options) {
+  absl::StatusOr<std::unique_ptr<NbdConnection>> connection =
+      NbdConnection::Open(uri, options.uri_from);
+  if (!connection.ok()) return connection.status();
+  if ((*connection)->facts().size_bytes == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("'", uri, "' is empty"));
+  }
+  return std::unique_ptr<NbdReader>(new NbdReader(*std::move(connection), options));
+}
+
+Extent NbdReader::BlocksAround(const Extent& extent) const {
+  const uint64_t block = facts().block_bytes;
+  const uint64_t begin = extent.begin_bytes / block * block;
+  const uint64_t past = extent.end_bytes % block;
+  const uint64_t to_fill = past == 0 ? 0 : block - past;
+  return {begin, extent.end_bytes + std::min(to_fill, facts().size_bytes - extent.end_bytes)};
+}
+
+void NbdReader::AddPieces(const NbdRequest& request, std::vector<NbdRequest>& pieces) const {
+  for (uint64_t done = 0; done < request.length_bytes;) {
+    NbdRequest piece = request;
+    piece.offset_bytes += done;
+    piece.length_bytes = std::min(request.length_bytes - done, facts().most_request_bytes);
+    if (piece.into != nullptr) piece.into += done;
+    if (piece.from != nullptr) piece.from += done;
+    done += piece.length_bytes;
+    pieces.push_back(std::move(piece));
+  }
+}
+
+absl::Status NbdReader::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const {
+  ReadRequest request{offset, dst, {}};
+  ReadMany(absl::MakeSpan(&request, 1));
+  return request.status;
+}
+
+void NbdReader::ReadMany(absl::Span<ReadRequest> requests) const {
+  struct Part {
+    Extent wanted;               // of the request, inside the export
+    std::vector<uint8_t> whole;  // the blocks around it, if it is no whole blocks itself
+    size_t pieces_end = 0;
+  };
+  std::vector<Part> parts(requests.size());
+  std::vector<NbdRequest> pieces;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const ReadRequest& request = requests[i];
+    Part& part = parts[i];
+    const uint64_t begin = std::min(request.offset.bytes, facts().size_bytes);
+    const uint64_t inside = std::min<uint64_t>(request.dst.size(), facts().size_bytes - begin);
+    part.wanted = {begin, begin + inside};
+    std::fill(request.dst.begin() + static_cast<int64_t>(inside), request.dst.end(), uint8_t{0});
+    if (inside != 0) {
+      const Extent blocks = BlocksAround(part.wanted);
+      const uint64_t length = blocks.end_bytes - blocks.begin_bytes;
+      if (length != inside) part.whole.resize(length);
+      AddPieces({.kind = NbdRequest::Kind::kRead,
+                 .offset_bytes = blocks.begin_bytes,
+                 .length_bytes = length,
+                 .into = length != inside ? part.whole.data() : request.dst.data()},
+                pieces);
+    }
+    part.pieces_end = pieces.size();
+  }
+  connection_->Run(absl::MakeSpan(pieces));
+  size_t at = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Part& part = parts[i];
+    requests[i].status = absl::OkStatus();
+    for (; at < part.pieces_end; ++at) requests[i].status.Update(pieces[at].status);
+    if (part.whole.empty()) continue;
+    const auto from =
+        part.whole.begin() + static_cast<int64_t>(part.wanted.begin_bytes % facts().block_bytes);
+    std::copy_n(from, part.wanted.end_bytes - part.wanted.begin_bytes, requests[i].dst.begin());
+  }
+}
+
+void NbdReader::ForgetHoles() { stretches_.clear(); }
+
+// The known stretch that holds `offset`, or nullptr.
+const NbdStretch* NbdReader::FindStretch(uint64_t offset) const {
+  if (offset < known_from_) return nullptr;
+  const auto stretch = std::upper_bound(
+      stretches_.begin(), stretches_.end(), offset,
+      [](uint64_t at, const NbdStretch& candidate) { return at < candidate.end_bytes; });
+  return stretch == stretches_.end() ? nullptr : &*stretch;
+}
+
+// False if the server does not tell about the bytes at `offset`.
+bool NbdReader::AskForStretches(uint64_t offset, uint64_t length) const {
+  const Extent asked =
+      BlocksAround({offset, offset + std::min(length, facts().size_bytes - offset)});
+  stretches_.clear();
+  known_from_ = asked.begin_bytes;
+  NbdRequest request = {.kind = NbdRequest::Kind::kBlockStatus,
+                        .offset_bytes = asked.begin_bytes,
+                        .length_bytes = asked.end_bytes - asked.begin_bytes,
+                        .stretches = &stretches_};
+  connection_->Run(absl::MakeSpan(&request, 1));
+  return request.status.ok() && FindStretch(offset) != nullptr;
+}
+
+Extent NbdReader::NextData(HostOffset offset) const {
+  const uint64_t size = facts().size_bytes;
+  if (offset.bytes >= size) return {offset.bytes, offset.bytes};
+  if (!facts().tells_zeros) return {offset.bytes, size};
+  const std::lock_guard lock(mutex_);
+  if (options_.changes) stretches_.clear();
+  uint64_t at = offset.bytes;
+  uint64_t window = kFirstWindowBytes;
+  int questions = 0;
+  while (at < size) {
+    const NbdStretch* stretch = FindStretch(at);
+    if (stretch == nullptr) {
+      // An endless row of answers about next to nothing must not keep us.
+      if (questions++ == kMostQuestions) return {at, std::min(size, at + kGuessBytes)};
+      if (!AskForStretches(at, window)) return {at, size};
+      window = std::min(window * 4, kLargestWindowBytes);
+      stretch = FindStretch(at);
+    }
+    const uint64_t end = std::min(stretch->end_bytes, size);
+    if (!stretch->reads_as_zeros) return {at, end};
+    at = end;
+  }
+  return {size, size};
+}
+
+}  // namespace qcow2check

@@ -1,0 +1,70 @@
+// Reading an NBD export as a file is read: any offset and length, many reads at once, holes told.
+// What the read-only and the writable kind of file (nbd_file.h) share.
+#ifndef QCOW2CHECK_COMMON_NBD_READER_H_
+#define QCOW2CHECK_COMMON_NBD_READER_H_
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/image_file.h"
+#include "common/nbd_connection.h"
+
+namespace qcow2check {
+
+// How an export is opened.
+struct NbdOpenOptions {
+  UriFrom uri_from = UriFrom::kUser;
+  // Somebody writes to it meanwhile: where it has holes is asked for each time.
+  bool changes = false;
+};
+
+// Thread-safe, but for ForgetHoles.
+class NbdReader {
+ public:
+  // Errors as NbdConnection::Open's; kInvalidArgument for an empty export.
+  static absl::StatusOr<std::unique_ptr<NbdReader>> Open(const std::string& uri,
+                                                         const NbdOpenOptions& options);
+
+  NbdConnection& connection() const { return *connection_; }
+  const NbdExport& facts() const { return connection_->facts(); }
+
+  // As of ImageFile.
+  void ReadMany(absl::Span<ReadRequest> requests) const;
+  absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const;
+  // Asks the server at most a few times; what is further away than that may hold data.
+  Extent NextData(HostOffset offset) const;
+
+  // The export was written to.
+  void ForgetHoles();
+
+  // The smallest stretch of whole blocks around `extent`, cut at the end of the export.
+  Extent BlocksAround(const Extent& extent) const;
+  // `request` in pieces that the server takes.
+  void AddPieces(const NbdRequest& request, std::vector<NbdRequest>& pieces) const;
+
+ private:
+  NbdReader(std::unique_ptr<NbdConnection> connection, const NbdOpenOptions& options)
+      : connection_(std::move(connection)), options_(options) {}
+
+  const NbdStretch* FindStretch(uint64_t offset) const;
+  bool AskForStretches(uint64_t offset, uint64_t length) const;
+
+  const std::unique_ptr<NbdConnection> connection_;
+  const NbdOpenOptions options_;
+
+  // The last answer about holes: stretches one behind the other.
+  mutable std::mutex mutex_;
+  mutable uint64_t known_from_ = 0;
+  mutable std::vector<NbdStretch> stretches_;
+};
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_COMMON_NBD_READER_H_
