@@ -91,6 +91,7 @@ RepairOutcome StartOutcome(const std::string& path, const CheckCommandOptions& c
                     .discard = command.discard,
                     .fixed_size = IsBlockDevice(path) || IsNbdUri(path)};
   repair.dry_run = command.dry_run;
+  repair.no_undo = command.no_undo;
   repair.command_line = CommandLineFor(path, command);
   return repair;
 }
@@ -126,6 +127,9 @@ ImageOutcome PlanOne(const std::string& path, const CheckCommandOptions& command
       repair.undo_file = NextUndoPath(name);
     } else {
       repair.notes.push_back(absl::StrCat(why_not, ": name one with --undo-file=PATH"));
+      CheckCommandOptions with_place = command;
+      with_place.undo_file = "PATH";
+      repair.command_line = CommandLineFor(path, with_place);
     }
   }
   if (const auto interrupted = FindInterrupted(file, name)) {

@@ -15,6 +15,7 @@ namespace qcow2check {
 struct RepairOutcome {
   RepairOptions options;
   bool dry_run = false;
+  bool no_undo = false;  // what is overwritten is kept nowhere, as was asked for
   RepairResult result;
   // The path of the undo file that was written, or that would be; empty: none.
   std::string undo_file;

@@ -269,6 +269,8 @@ std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) 
 std::string UndoText(const RepairOutcome& outcome, const std::string& path) {
   if (outcome.result.plan.empty()) return "";
   if (outcome.undo_file.empty()) {
+    // It has no place yet, which a note tells.
+    if (outcome.dry_run && !outcome.no_undo) return "";
     return Paragraph(outcome.dry_run
                          ? "Nothing would be kept of what is overwritten (--no-undo)."
                          : "Nothing was kept of what was overwritten (--no-undo): this cannot be "

@@ -31,11 +31,23 @@ absl::btree_map<uint64_t, PatchedFile::Copy>::const_iterator PatchedFile::FirstC
 }
 
 absl::Status PatchedFile::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const {
-  if (absl::Status status = base_.ReadAt(offset, dst); !status.ok()) {
+  return Overlay(base_.ReadAt(offset, dst), offset, dst);
+}
+
+void PatchedFile::ReadMany(absl::Span<ReadRequest> requests) const {
+  base_.ReadMany(requests);
+  for (ReadRequest& request : requests) {
+    request.status = Overlay(request.status, request.offset, request.dst);
+  }
+}
+
+absl::Status PatchedFile::Overlay(absl::Status read, HostOffset offset,
+                                  absl::Span<uint8_t> dst) const {
+  if (!read.ok()) {
     // A page that was changed as a whole can be read all the same.
     const uint64_t page = offset.bytes / kPageBytes * kPageBytes;
     const auto found = pages_.find(page);
-    if (found == pages_.end() || offset.bytes + dst.size() > page + kPageBytes) return status;
+    if (found == pages_.end() || offset.bytes + dst.size() > page + kPageBytes) return read;
   }
   for (auto it = FirstCopy(offset.bytes);
        it != copies_.end() && it->first < offset.bytes + dst.size(); ++it) {

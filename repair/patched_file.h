@@ -22,6 +22,9 @@ class PatchedFile : public ImageFile {
 
   uint64_t size_bytes() const override { return size_bytes_; }
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
+  void ReadMany(absl::Span<ReadRequest> requests) const override;
+  bool is_remote() const override { return base_.is_remote(); }
+  absl::Status connection_status() const override { return base_.connection_status(); }
   Extent NextData(HostOffset offset) const override;
 
   // Bytes [offset, offset + size) become `bytes`. Error if a page that is changed in part cannot
@@ -39,6 +42,9 @@ class PatchedFile : public ImageFile {
     uint64_t from_bytes = 0;
     uint64_t length_bytes = 0;
   };
+
+  // Puts what was changed over what was read from the base file, or not: `read` says.
+  absl::Status Overlay(absl::Status read, HostOffset offset, absl::Span<uint8_t> dst) const;
 
   // The first copy that ends behind `offset_bytes`.
   absl::btree_map<uint64_t, Copy>::const_iterator FirstCopy(uint64_t offset_bytes) const;
