@@ -64,7 +64,7 @@ absl::StatusOr<InspectOptions> Parse(const std::vector<std::string>& arguments) 
       "Without any of the options that choose a part, all parts are shown, long lists cut short.\n"
       "Exit codes: 0 shown; 1 something asked for cannot be shown; 63 not a qcow2 image.");
   app.set_help_flag("-h,--help", "Print this help");
-  app.add_option("IMAGE", options.image, "The image file")->required();
+  app.add_option("IMAGE", options.image, "The image: a path or an NBD URI")->required();
   app.add_flag("--json", options.json, "Print JSON instead of text");
   std::string output = "human";
   app.add_option("--output", output, "human or json")->check(CLI::IsMember({"human", "json"}));

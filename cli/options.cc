@@ -154,7 +154,10 @@ struct OptionWords {
 };
 
 void AddCheckOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& words) {
-  app.add_option("IMAGE", options.images, "Image files; several give one line of JSON each");
+  app.add_option(
+      "IMAGE", options.images,
+      "Paths or NBD URIs (nbd://host/export, nbd+unix:///?socket=PATH); several give one line "
+      "of JSON each");
   app.add_option("--files-from", words.files_from,
                  "Also read names of images from FILE (-: standard input), one a line")
       ->type_name("FILE");

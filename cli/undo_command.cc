@@ -35,7 +35,8 @@ absl::StatusOr<UndoCommandOptions> Parse(const std::vector<std::string>& argumen
       "Exit codes: 0 the image is as it was before the repair; 1 it is not.");
   app.set_help_flag("-h,--help", "Print this help");
   app.add_option("UNDOFILE", options.undo_file, "The undo file of the repair")->required();
-  app.add_option("IMAGE", options.image, "The image that was repaired")->required();
+  app.add_option("IMAGE", options.image, "The image that was repaired: a path or an NBD URI")
+      ->required();
   app.add_flag("--force", options.force,
                "Restore even if the image was changed since; what was written since may be lost");
   app.add_flag("--json", options.json, "Print JSON instead of text");

@@ -184,6 +184,7 @@ TEST(RepairTextTest, WithoutUndoFileItIsSaid) {
   SetL2Entry(image, 0, 0);
   RepairOutcome outcome = Planned(MemoryFile(image.bytes));
   outcome.undo_file.clear();
+  outcome.no_undo = true;
   EXPECT_THAT(TextOf(outcome), HasSubstr("Nothing would be kept of what is overwritten"));
 }
 
