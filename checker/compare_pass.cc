@@ -15,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "checker/cluster_batch.h"
+#include "checker/refcount_findings.h"
 #include "common/limits.h"
 #include "common/ordered_jobs.h"
 #include "common/refcount_block.h"
@@ -96,7 +97,8 @@ class Comparison {
         // Without lazy refcounts the dirty bit is never set, but a set bit says the same.
         lazy_(state.header.Has(kDirty) && state.header.Has(kLazyRefcounts)),
         mapping_is_complete_(state.coverage.complete() && !state.l2_tables.empty()),
-        sets_(state) {}
+        sets_(state),
+        findings_(state.geo().cluster_bits) {}
 
   ComparePart Compare(const BlockRange& range);
 
@@ -117,8 +119,6 @@ class Comparison {
   void CountPastEnd(uint64_t cluster, uint64_t stored);
   bool MappingMayBeLost(uint64_t stored, uint64_t expected) const;
   void AskAboutCopied(uint64_t cluster, const StoredWord& stored);
-  void AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t stored, uint64_t expected,
-                          uint64_t count);
   StoredWord LoadWord(const uint8_t* entries) const;
   uint64_t Stored(const uint8_t* entries, uint64_t index) const {
     return entries == nullptr ? 0 : LoadRefcount(entries, index, order_);
@@ -135,6 +135,7 @@ class Comparison {
   ClusterBatch batch_;
   CompareSets sets_;
   ComparePart* part_ = nullptr;
+  RefcountFindings findings_;
   uint64_t block_mismatches_ = 0;  // in the block at hand
   uint64_t block_used_ = 0;
   std::vector<OrphanRun> past_end_;  // refcounts of the block at hand behind the end of the file
@@ -178,19 +179,6 @@ StoredWord Comparison::LoadWord(const uint8_t* entries) const {
   return word;
 }
 
-void Comparison::AddRefcountFinding(FindingCode code, uint64_t cluster, uint64_t stored,
-                                    uint64_t expected, uint64_t count) {
-  const uint64_t size = state_.geo().cluster_size();
-  part_->notes.Add({.code = code,
-                    .structure = Structure::kRefcountBlock,
-                    .host_offset = state_.geo().OffsetOf({cluster}),
-                    .length_bytes = size,
-                    .clusters = 1,
-                    .count = count,
-                    .stored = stored,
-                    .expected = expected});
-}
-
 // A small count for what nothing references says more about the mapping than about the block.
 // Narrow counts are always small.
 bool Comparison::MappingMayBeLost(uint64_t stored, uint64_t expected) const {
@@ -219,7 +207,8 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
   if (stored != 0 || expected != 0) part_->end_cluster = std::max(part_->end_cluster, cluster + 1);
   const uint64_t max = state_.geo().refcount_max();
   if (expected > max) {
-    AddRefcountFinding(FindingCode::kRefcountOverflow, cluster, stored, expected, expected - max);
+    findings_.Add(FindingCode::kRefcountOverflow, cluster, stored, expected, expected - max,
+                  part_->notes);
     expected = max;
     sets_.mismatched.Insert(cluster);
   }
@@ -230,9 +219,9 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
     const FindingCode code = lazy_         ? FindingCode::kRefcountLazy
                              : stored == 0 ? FindingCode::kRefcountZeroInUse
                                            : FindingCode::kRefcountTooLow;
-    AddRefcountFinding(code, cluster, stored, expected, 1);
+    findings_.Add(code, cluster, stored, expected, 1, part_->notes);
   } else if (expected != 0) {
-    AddRefcountFinding(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1);
+    findings_.Add(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1, part_->notes);
   } else {
     ++part_->orphan_clusters;
     ExtendRuns(part_->orphans, {cluster, 1, stored});
@@ -320,6 +309,7 @@ void Comparison::CompareReadableSectors(const RefcountBlock& block, uint64_t beg
 // Most counts contradict the walk, and not because all are 0: it holds something else. What it
 // says of clusters behind the end of the file then means nothing.
 void Comparison::JudgeBlock(const RefcountBlock& block) {
+  findings_.End(part_->notes);
   if (block_mismatches_ >= 64 && block_mismatches_ * 2 > block_used_ &&
       block_used_ * 4 >= block_entries_) {
     part_->notes.Add({.code = FindingCode::kRefcountBlockGarbage,
@@ -392,6 +382,7 @@ ComparePart Comparison::Compare(const BlockRange& range) {
     JudgeBlock(block);
   }
   if (range.is_last && next < limit) CompareAbsent(next, limit);
+  findings_.End(part.notes);
   return part;
 }
 

@@ -36,6 +36,7 @@ class OwnerPass {
     search_.FindMetadataOwners();
     JudgeL1Copied();
     search_.FindGuestOwners([this](const L2EntryPlace& at) { JudgeL2Copied(at); });
+    EndCopiedRun();
     ReportCollisions();
     AttachOwners();
   }
@@ -44,13 +45,33 @@ class OwnerPass {
   void CollectQuestions();
   void JudgeL1Copied();
   void JudgeL2Copied(const L2EntryPlace& at);
-  void JudgeCopied(uint64_t cluster, uint64_t entry, uint64_t weight, Finding finding);
+  void EndCopiedRun();
+  bool CopiedIsRight(uint64_t cluster, uint64_t entry) const {
+    return IsCopied(entry) == state_.stored_is_one->Contains(cluster);
+  }
+  bool CopiedFitsTruth(uint64_t cluster, uint64_t entry) const {
+    return IsCopied(entry) ==
+           (cluster < state_.file_clusters && state_.expected->Get(cluster) == 1);
+  }
+  void AddCopiedFinding(bool fits_truth, Finding finding);
   void ReportSharedTables();
   void ReportCollisions();
   void AttachOwners();
 
+  // Entries of one L2 table next to each other that lead to clusters next to each other, with the
+  // same to be said of their flags: as a finding each, millions would cost more than the search.
+  struct CopiedRun {
+    const L2Table* table = nullptr;
+    uint64_t place = 0;  // of the first entry in the file
+    uint64_t l2_index = 0;
+    uint64_t entry = 0;
+    uint64_t entries = 0;
+    bool fits_truth = false;
+  };
+
   CheckState& state_;
   OwnerSearch search_;
+  CopiedRun run_;
 };
 
 bool WantsOwners(FindingCode code) {
@@ -77,34 +98,49 @@ void OwnerPass::CollectQuestions() {
 }
 
 void OwnerPass::JudgeL2Copied(const L2EntryPlace& at) {
-  const Geometry& geometry = state_.geo();
   const uint64_t offset = EntryOffset(at.entry);
-  JudgeCopied(offset >> geometry.cluster_bits, at.entry, at.table.active_weight,
-              {.structure = Structure::kL2Table,
-               .host_offset = HostOffset{at.place},
-               .length_bytes = geometry.l2_entry_bytes(),
-               .clusters = 1,
-               .guest_offset = geometry.GuestOffsetOf(at.table.l1_index, at.l2_index),
-               .guest_length_bytes = geometry.cluster_size(),
-               .l1_index = at.table.l1_index,
-               .l2_index = at.l2_index,
-               .target = HostOffset{offset}});
+  const uint64_t cluster = offset >> state_.geo().cluster_bits;
+  if (CopiedIsRight(cluster, at.entry)) return;
+  const bool fits_truth = CopiedFitsTruth(cluster, at.entry);
+  const bool continues =
+      run_.table == &at.table && run_.fits_truth == fits_truth &&
+      run_.l2_index + run_.entries == at.l2_index &&
+      EntryOffset(run_.entry) + (run_.entries << state_.geo().cluster_bits) == offset;
+  if (!continues) {
+    EndCopiedRun();
+    run_ = {&at.table, at.place, at.l2_index, at.entry, 0, fits_truth};
+  }
+  ++run_.entries;
+}
+
+void OwnerPass::EndCopiedRun() {
+  if (run_.entries == 0) return;
+  const Geometry& geometry = state_.geo();
+  const uint64_t bytes = run_.entries << geometry.cluster_bits;
+  AddCopiedFinding(run_.fits_truth,
+                   {.structure = Structure::kL2Table,
+                    .host_offset = HostOffset{run_.place},
+                    .length_bytes = run_.entries * geometry.l2_entry_bytes(),
+                    .clusters = run_.entries,
+                    .count = SaturatingMultiply(run_.entries, run_.table->active_weight),
+                    .guest_offset = geometry.GuestOffsetOf(run_.table->l1_index, run_.l2_index),
+                    .guest_length_bytes = bytes,
+                    .l1_index = run_.table->l1_index,
+                    .l2_index = run_.l2_index,
+                    .target = HostOffset{EntryOffset(run_.entry)},
+                    .stored = run_.entry});
+  run_ = {};
 }
 
 // A flag is right if it says what the stored refcount says: that is what a writer goes by. If it
 // fits the true number of references, the refcount is what is wrong, and the finding says so.
-void OwnerPass::JudgeCopied(uint64_t cluster, uint64_t entry, uint64_t weight, Finding finding) {
-  if (IsCopied(entry) == state_.stored_is_one->Contains(cluster)) return;
-  const bool fits_truth =
-      IsCopied(entry) == (cluster < state_.file_clusters && state_.expected->Get(cluster) == 1);
+void OwnerPass::AddCopiedFinding(bool fits_truth, Finding finding) {
   const bool lazy = state_.header.Has(kDirty) && state_.header.Has(kLazyRefcounts);
   finding.code = lazy && fits_truth ? FindingCode::kRefcountLazy : FindingCode::kCopiedWrong;
-  finding.count = weight;
-  finding.stored = entry;
   if (fits_truth) {
     finding.detail = "the flag fits the references; the refcount is wrong";
   } else {
-    finding.expected = entry ^ kCopiedBit;
+    finding.expected = *finding.stored ^ kCopiedBit;
   }
   state_.findings.Add(std::move(finding));
 }
@@ -115,18 +151,19 @@ void OwnerPass::JudgeL1Copied() {
     const uint64_t offset = EntryOffset(slot.entry);
     const uint64_t cluster = offset >> geometry.cluster_bits;
     if (offset == 0 || cluster >= state_.tracked_clusters ||
-        !state_.copied_questions->Contains(cluster)) {
+        !state_.copied_questions->Contains(cluster) || CopiedIsRight(cluster, slot.entry)) {
       continue;
     }
-    JudgeCopied(cluster, slot.entry, 1,
-                {.structure = Structure::kL1Table,
-                 .host_offset = HostOffset{state_.header.l1_table_offset + slot.l1_index * 8},
-                 .length_bytes = 8,
-                 .clusters = 1,
-                 .guest_offset = geometry.GuestOffsetOf(slot.l1_index, 0),
-                 .guest_length_bytes = geometry.l2_guest_bytes(),
-                 .l1_index = slot.l1_index,
-                 .target = HostOffset{offset}});
+    AddCopiedFinding(CopiedFitsTruth(cluster, slot.entry),
+                     {.structure = Structure::kL1Table,
+                      .host_offset = HostOffset{state_.header.l1_table_offset + slot.l1_index * 8},
+                      .length_bytes = 8,
+                      .clusters = 1,
+                      .guest_offset = geometry.GuestOffsetOf(slot.l1_index, 0),
+                      .guest_length_bytes = geometry.l2_guest_bytes(),
+                      .l1_index = slot.l1_index,
+                      .target = HostOffset{offset},
+                      .stored = slot.entry});
   }
 }
 
