@@ -2,6 +2,7 @@
 
 #include <array>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
@@ -130,25 +131,29 @@ ImageSummary SummarizeImage(const ImageFile& file) {
   return Summarize(state);
 }
 
+Report ReportOf(const CheckState& state, FindingList findings) {
+  const bool unsupported = findings.Has(FindingCode::kUnknownIncompatibleFeature) ||
+                           findings.Has(FindingCode::kUnsupportedVersion);
+  const bool not_qcow2 = findings.Has(FindingCode::kNotQcow2);
+  const bool limit_reached = findings.Has(FindingCode::kLimitReached);
+  Report report;
+  findings.MoveTo(report, state.header.size);
+  report.image = Summarize(state);
+  report.statistics = state.statistics;
+  if (state.geometry) {
+    report.statistics.total_clusters = DivideRoundingUp(
+        state.header.size / kSectorBytes * kSectorBytes, state.geo().cluster_size());
+  }
+  report.coverage = state.coverage;
+  report.held_back = state.held_back;
+  report.verdict = VerdictOf(report, unsupported, not_qcow2, limit_reached);
+  return report;
+}
+
 Report CheckImage(const ImageFile& file, const CheckOptions& options) {
   CheckState state(file, options);
   RunPasses(state, kPasses.back().name);
-  if (state.geometry) {
-    state.statistics.total_clusters = DivideRoundingUp(
-        state.header.size / kSectorBytes * kSectorBytes, state.geo().cluster_size());
-  }
-  const bool unsupported = state.findings.Has(FindingCode::kUnknownIncompatibleFeature) ||
-                           state.findings.Has(FindingCode::kUnsupportedVersion);
-  const bool not_qcow2 = state.findings.Has(FindingCode::kNotQcow2);
-  const bool limit_reached = state.findings.Has(FindingCode::kLimitReached);
-  Report report;
-  state.findings.MoveTo(report, state.header.size);
-  report.image = Summarize(state);
-  report.statistics = state.statistics;
-  report.coverage = std::move(state.coverage);
-  report.held_back = std::move(state.held_back);
-  report.verdict = VerdictOf(report, unsupported, not_qcow2, limit_reached);
-  return report;
+  return ReportOf(state, std::move(state.findings));
 }
 
 }  // namespace qcow2check

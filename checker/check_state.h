@@ -235,6 +235,9 @@ struct CheckState {
 // header does not allow more.
 void RunPasses(CheckState& state, absl::string_view last);
 
+// The report of a check that is finished; `findings` are those of `state`, or the first of them.
+Report ReportOf(const CheckState& state, FindingList findings);
+
 // The passes, in the order in which they run.
 void CheckHeader(CheckState& state);
 void CheckSnapshotTable(CheckState& state);

@@ -94,6 +94,19 @@ void FindingList::Absorb(FindingList next) {
   lost_.Append(next.lost_);
 }
 
+FindingList FindingList::FirstOf(uint64_t max_per_code) const {
+  FindingList first(max_per_code);
+  for (const Finding& finding : findings_) {
+    uint64_t& kept = first.kept_[static_cast<size_t>(finding.code) - 1];
+    if (kept == max_per_code) continue;
+    ++kept;
+    first.findings_.push_back(finding);
+  }
+  first.totals_ = totals_;
+  first.lost_ = lost_;
+  return first;
+}
+
 void FindingList::MoveTo(Report& report, uint64_t virtual_size_bytes) {
   std::stable_sort(findings_.begin(), findings_.end(), ComesBefore);
   report.findings = std::move(findings_);

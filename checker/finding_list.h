@@ -23,6 +23,10 @@ class FindingList {
   // finding of each code, and as many as this list.
   void Absorb(FindingList next);
 
+  // A copy that lists at most so many of each code: what a list with that limit would hold. Nothing
+  // can be added to it.
+  FindingList FirstOf(uint64_t max_per_code) const;
+
   uint64_t CountOf(FindingCode code) const { return TotalOf(code).count; }
   bool Has(FindingCode code) const { return TotalOf(code).findings != 0; }
   const CodeTotal& TotalOf(FindingCode code) const {

@@ -1,12 +1,14 @@
 #include "repair/apply.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checker/check.h"
-#include "common/check.h"
+#include "common/checked_math.h"
+#include "common/limits.h"
 #include "repair/undo_log.h"
 
 namespace qcow2check {
@@ -18,6 +20,18 @@ bool IsZero(absl::Span<const uint8_t> bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
 }
 
+absl::Status ChangedMeanwhile(uint64_t begin_bytes, uint64_t end_bytes) {
+  return absl::AbortedError(absl::StrFormat(
+      "the image was changed by something else during the repair, between 0x%x and 0x%x",
+      begin_bytes, end_bytes));
+}
+
+bool IsAsPlanned(const PlannedWrite& write, uint64_t from, absl::Span<const uint8_t> bytes) {
+  return write.old_bytes.empty() ? IsZero(bytes)
+                                 : std::equal(bytes.begin(), bytes.end(),
+                                              write.old_bytes.begin() + static_cast<int64_t>(from));
+}
+
 // [from, from + length) of the write.
 absl::Status ApplyPiece(WritableImageFile& image, const PlannedWrite& write, uint64_t from,
                         uint64_t length) {
@@ -25,15 +39,8 @@ absl::Status ApplyPiece(WritableImageFile& image, const PlannedWrite& write, uin
   std::vector<uint8_t> bytes(length);
   absl::Status status = image.ReadAt(offset, absl::MakeSpan(bytes));
   if (!status.ok()) return status;
-  const bool as_planned = write.old_bytes.empty()
-                              ? IsZero(bytes)
-                              : std::equal(bytes.begin(), bytes.end(),
-                                           write.old_bytes.begin() + static_cast<int64_t>(from));
-  if (!as_planned) {
-    return absl::AbortedError(
-        absl::StrFormat("the image was changed by something else during the repair, between 0x%x "
-                        "and 0x%x",
-                        offset.bytes, offset.bytes + length));
+  if (!IsAsPlanned(write, from, bytes)) {
+    return ChangedMeanwhile(offset.bytes, offset.bytes + length);
   }
   if (!write.copy_from_bytes) {
     return image.WriteAt(offset, absl::MakeConstSpan(write.new_bytes).subspan(from, length));
@@ -42,11 +49,61 @@ absl::Status ApplyPiece(WritableImageFile& image, const PlannedWrite& write, uin
   return status.ok() ? image.WriteAt(offset, bytes) : status;
 }
 
-absl::Status ApplyWrite(WritableImageFile& image, const PlannedWrite& write) {
+absl::Status ApplyAlone(WritableImageFile& image, const PlannedWrite& write) {
   for (uint64_t at = 0; at < write.length_bytes; at += kPieceBytes) {
     const absl::Status status =
         ApplyPiece(image, write, at, std::min(kPieceBytes, write.length_bytes - at));
     if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// How many of the writes, at least one, are done as one: in ascending order, with nothing between
+// them but what lies in the same sectors, which the disk writes as a whole and the undo log keeps.
+size_t CountTogether(absl::Span<const PlannedWrite> writes) {
+  const uint64_t begin = writes.front().offset_bytes;
+  size_t count = 0;
+  uint64_t end = begin;
+  for (const PlannedWrite& write : writes) {
+    const uint64_t next_end = write.offset_bytes + write.length_bytes;
+    const bool adjoins = write.offset_bytes >= end &&
+                         write.offset_bytes / kSectorBytes <= DivideRoundingUp(end, kSectorBytes);
+    if (!adjoins || write.copy_from_bytes || next_end - begin > kPieceBytes) break;
+    end = next_end;
+    ++count;
+  }
+  return std::max<size_t>(count, 1);
+}
+
+absl::Status ApplyTogether(WritableImageFile& image, absl::Span<const PlannedWrite> writes) {
+  const uint64_t begin = writes.front().offset_bytes;
+  std::vector<uint8_t> bytes(writes.back().offset_bytes + writes.back().length_bytes - begin);
+  absl::Status status = image.ReadAt(HostOffset{begin}, absl::MakeSpan(bytes));
+  if (!status.ok()) return status;
+  uint64_t done = 0;
+  for (const PlannedWrite& write : writes) {
+    const auto place =
+        absl::MakeSpan(bytes).subspan(write.offset_bytes - begin, write.length_bytes);
+    if (!IsAsPlanned(write, 0, place)) {
+      status = ChangedMeanwhile(write.offset_bytes, write.offset_bytes + write.length_bytes);
+      break;
+    }
+    std::copy(write.new_bytes.begin(), write.new_bytes.end(), place.begin());
+    done = write.offset_bytes + write.length_bytes - begin;
+  }
+  if (done == 0) return status;
+  const absl::Status written =
+      image.WriteAt(HostOffset{begin}, absl::MakeConstSpan(bytes).first(done));
+  return written.ok() ? status : written;
+}
+
+absl::Status ApplyWrites(WritableImageFile& image, absl::Span<const PlannedWrite> writes) {
+  while (!writes.empty()) {
+    const size_t count = CountTogether(writes);
+    const absl::Status status =
+        count > 1 ? ApplyTogether(image, writes.first(count)) : ApplyAlone(image, writes.front());
+    if (!status.ok()) return status;
+    writes.remove_prefix(count);
   }
   return absl::OkStatus();
 }
@@ -62,8 +119,8 @@ Totals WithoutClosingBits(const Report& report) {
 }
 
 // The last look before the image is declared sound.
-absl::Status CheckWhatIsLeft(const ImageFile& image, const Totals& planned) {
-  const Totals left = WithoutClosingBits(CheckImage(image, {}));
+absl::Status JudgeWhatIsLeft(const Report& report, const Totals& planned) {
+  const Totals left = WithoutClosingBits(report);
   if (left.corruptions <= planned.corruptions && left.leaks <= planned.leaks &&
       left.check_errors <= planned.check_errors) {
     return absl::OkStatus();
@@ -82,12 +139,18 @@ absl::Status ApplyDiscards(WritableImageFile& image, const Plan& plan) {
   return plan.discards.empty() ? absl::OkStatus() : image.Flush();
 }
 
-absl::Status ApplyAll(WritableImageFile& image, const Plan& plan) {
+bool IsEmpty(const PlanStep& step) { return !step.grow_to_bytes && step.writes.empty(); }
+
+absl::Status ApplyAll(WritableImageFile& image, const Plan& plan, const CheckOptions& check,
+                      std::optional<Report>& report) {
   for (const PlanStep& step : plan.steps) {
     const absl::Status status = ApplyStep(image, step);
     if (!status.ok()) return status;
   }
-  absl::Status status = CheckWhatIsLeft(image, plan.remaining);
+  report = CheckImage(image, check);
+  absl::Status status = JudgeWhatIsLeft(*report, plan.remaining);
+  if (status.ok() && IsEmpty(plan.closing) && plan.discards.empty()) return status;
+  report.reset();
   if (status.ok()) status = ApplyStep(image, plan.closing);
   return status.ok() ? ApplyDiscards(image, plan) : status;
 }
@@ -95,7 +158,7 @@ absl::Status ApplyAll(WritableImageFile& image, const Plan& plan) {
 }  // namespace
 
 absl::Status ApplyStep(WritableImageFile& image, const PlanStep& step) {
-  if (!step.grow_to_bytes && step.writes.empty()) return absl::OkStatus();
+  if (IsEmpty(step)) return absl::OkStatus();
   if (step.grow_to_bytes && *step.grow_to_bytes > image.size_bytes()) {
     absl::Status status = image.Resize(*step.grow_to_bytes);
     // On disk before the refcounts and pointers of what comes there: nothing must lead behind the
@@ -103,14 +166,12 @@ absl::Status ApplyStep(WritableImageFile& image, const PlanStep& step) {
     if (status.ok()) status = image.Flush();
     if (!status.ok()) return status;
   }
-  for (const PlannedWrite& write : step.writes) {
-    const absl::Status status = ApplyWrite(image, write);
-    if (!status.ok()) return status;
-  }
-  return image.Flush();
+  const absl::Status status = ApplyWrites(image, step.writes);
+  return status.ok() ? image.Flush() : status;
 }
 
-ApplyResult ApplyPlan(WritableImageFile& image, const Plan& plan, WritableImageFile* undo_log) {
+ApplyResult ApplyPlan(WritableImageFile& image, const Plan& plan, WritableImageFile* undo_log,
+                      const CheckOptions& check) {
   if (image.size_bytes() != plan.old_size_bytes) {
     return {.status = absl::AbortedError(
                 "the length of the image changed between the check and the repair")};
@@ -119,7 +180,8 @@ ApplyResult ApplyPlan(WritableImageFile& image, const Plan& plan, WritableImageF
     absl::Status status = WriteUndoLog(*undo_log, image, plan);
     if (!status.ok()) return {.status = std::move(status)};
   }
-  ApplyResult result{.status = ApplyAll(image, plan), .changed = true};
+  ApplyResult result{.changed = true};
+  result.status = ApplyAll(image, plan, check, result.report);
   if (result.status.ok() && undo_log != nullptr) {
     if (absl::Status status = MarkFinished(*undo_log); !status.ok()) {
       result.status = absl::Status(

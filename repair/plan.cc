@@ -168,11 +168,10 @@ void DeclineTheRest(const CheckState& state, const std::string& why_nothing, Pla
   }
 }
 
-Plan NoEnd(const ImageFile& file) {
+Plan NoEnd(const ImageFile& file, const CheckOptions& check) {
   Plan plan;
   plan.old_size_bytes = plan.new_size_bytes = file.size_bytes();
   plan.refused = "one repair after the other is undone by the next: the structures overlap";
-  const CheckOptions check;
   CheckState state(file, check);
   RunPasses(state, "orphans");
   plan.remaining = TotalsOf(state);
@@ -229,16 +228,23 @@ struct Attempt {
   bool grows_in_doubt = true;
 };
 
+// A caller who wants the report of the first check, too.
+struct WantedReport {
+  uint64_t max_findings = 0;
+  std::optional<Report> report;
+};
+
 enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kCollides };
 
-Outcome TryPlan(const ImageFile& file, const RepairOptions& options, const Attempt& attempt,
-                Plan& made) {
+Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOptions& options,
+                const Attempt& attempt, WantedReport* wanted, Plan& made) {
   PlanBuilder plan(file, options, attempt.grows_in_doubt);
-  CheckOptions check;
-  check.max_findings = kFindingsAtOnce;
   for (int round = 0; round < kMostRounds; ++round) {
     CheckState state(plan.image(), check);
     RunPasses(state, "orphans");
+    if (wanted != nullptr && !wanted->report) {
+      wanted->report = ReportOf(state, state.findings.FirstOf(wanted->max_findings));
+    }
     std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     if (round == 0 && state.geometry &&
         (HasLostPointers(state) || state.findings.Has(FindingCode::kOrphanL2Table))) {
@@ -265,17 +271,19 @@ Outcome TryPlan(const ImageFile& file, const RepairOptions& options, const Attem
     made = Finished(state, options, std::move(why_nothing), std::move(plan));
     return Outcome::kMade;
   }
-  made = NoEnd(file);
+  made = NoEnd(file, check);
   return Outcome::kMade;
 }
 
-}  // namespace
-
-Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
+Plan PlanWith(const ImageFile& file, uint64_t threads, const RepairOptions& options,
+              WantedReport* wanted) {
+  CheckOptions check;
+  check.max_findings = kFindingsAtOnce;
+  check.threads = threads;
   Attempt attempt;
   Plan plan;
   for (;;) {
-    switch (TryPlan(file, options, attempt, plan)) {
+    switch (TryPlan(file, check, options, attempt, wanted, plan)) {
       case Outcome::kMade:
         return plan;
       case Outcome::kNeedsNote:
@@ -289,6 +297,23 @@ Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
         break;
     }
   }
+}
+
+}  // namespace
+
+Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
+  return PlanWith(file, 0, options, nullptr);
+}
+
+PlanAndReport CheckAndPlan(const ImageFile& file, const CheckOptions& check,
+                           const RepairOptions& options) {
+  if (check.verify_data || check.max_findings > kFindingsAtOnce) {
+    Report report = CheckImage(file, check);
+    return {PlanWith(file, check.threads, options, nullptr), std::move(report)};
+  }
+  WantedReport wanted = {.max_findings = check.max_findings};
+  Plan plan = PlanWith(file, check.threads, options, &wanted);
+  return {std::move(plan), *std::move(wanted.report)};
 }
 
 }  // namespace qcow2check

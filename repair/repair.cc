@@ -201,10 +201,14 @@ void CarryOut(WritableImageFile& file, const CheckOptions& check, const OpenUndo
     }
     undo = *std::move(opened);
   }
-  ApplyResult applied = ApplyPlan(file, result.plan, undo.get());
+  CheckOptions metadata_only = check;
+  metadata_only.verify_data = false;
+  ApplyResult applied = ApplyPlan(file, result.plan, undo.get(), metadata_only);
   result.status = std::move(applied.status);
   result.changed = applied.changed;
-  if (result.changed) result.after = CheckImage(file, check);
+  if (!result.changed) return;
+  result.after =
+      applied.report && !check.verify_data ? *std::move(applied.report) : CheckImage(file, check);
 }
 
 }  // namespace
@@ -227,9 +231,10 @@ absl::string_view NameOf(RepairStatus status) {
 
 RepairResult PlanRepair(const ImageFile& file, const CheckOptions& check,
                         const RepairOptions& options) {
-  RepairResult result{.before = CheckImage(file, check)};
+  PlanAndReport planned = CheckAndPlan(file, check, options);
+  RepairResult result{.before = std::move(planned.report)};
   result.after = result.before;
-  result.plan = MakePlan(file, options);
+  result.plan = std::move(planned.plan);
   TellStatuses(result);
   return result;
 }

@@ -30,7 +30,7 @@ struct SectorHistory {
 };
 
 // A history is at most this long.
-inline constexpr uint64_t kMaxHistoryBytes = 64 << 10;
+inline constexpr uint64_t kMaxHistoryBytes = 1 << 20;
 
 // Calls `visit` for each stretch that `plan` writes, discards or adds to the file, in the order of
 // their offsets, without overlaps; stops at the first error. kAborted if the image does not hold
