@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <utility>
 #include <vector>
 
 namespace qcow2check {
 namespace {
-
-constexpr uint64_t kPageBytes = 4096;
 
 struct Overlap {
   uint64_t begin = 0;
@@ -30,44 +29,63 @@ absl::btree_map<uint64_t, PatchedFile::Copy>::const_iterator PatchedFile::FirstC
   return before->first + before->second.length_bytes > offset_bytes ? before : it;
 }
 
+bool PatchedFile::HasAllPages(uint64_t offset_bytes, uint64_t length_bytes) const {
+  uint64_t page = offset_bytes / kPageBytes * kPageBytes;
+  for (auto it = pages_.find(page); it != pages_.end() && it->first == page; ++it) {
+    page += kPageBytes;
+    if (page >= offset_bytes + length_bytes) return true;
+  }
+  return false;
+}
+
 absl::Status PatchedFile::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const {
-  return Overlay(base_.ReadAt(offset, dst), offset, dst);
+  if (!HasAllPages(offset.bytes, dst.size())) {
+    absl::Status status = base_.ReadAt(offset, dst);
+    if (status.ok()) status = PutCopies(offset, dst);
+    if (!status.ok()) return status;
+  }
+  PutPages(offset, dst);
+  return absl::OkStatus();
 }
 
 void PatchedFile::ReadMany(absl::Span<ReadRequest> requests) const {
   base_.ReadMany(requests);
   for (ReadRequest& request : requests) {
-    request.status = Overlay(request.status, request.offset, request.dst);
+    if (HasAllPages(request.offset.bytes, request.dst.size())) request.status = absl::OkStatus();
+    if (request.status.ok()) request.status = PutCopies(request.offset, request.dst);
+    if (request.status.ok()) PutPages(request.offset, request.dst);
   }
 }
 
-absl::Status PatchedFile::Overlay(absl::Status read, HostOffset offset,
-                                  absl::Span<uint8_t> dst) const {
-  if (!read.ok()) {
-    // A page that was changed as a whole can be read all the same.
-    const uint64_t page = offset.bytes / kPageBytes * kPageBytes;
-    const auto found = pages_.find(page);
-    if (found == pages_.end() || offset.bytes + dst.size() > page + kPageBytes) return read;
-  }
+absl::Status PatchedFile::PutCopies(HostOffset offset, absl::Span<uint8_t> dst) const {
   for (auto it = FirstCopy(offset.bytes);
        it != copies_.end() && it->first < offset.bytes + dst.size(); ++it) {
     const auto& [to, copy] = *it;
     const Overlap part = OverlapOf(to, copy.length_bytes, offset.bytes, dst.size());
     if (part.empty()) continue;
-    const absl::Status status =
+    absl::Status status =
         base_.ReadAt(HostOffset{copy.from_bytes + (part.begin - to)},
                      dst.subspan(part.begin - offset.bytes, part.end - part.begin));
     if (!status.ok()) return status;
   }
+  return absl::OkStatus();
+}
+
+void PatchedFile::PutPages(HostOffset offset, absl::Span<uint8_t> dst) const {
   const uint64_t first_page = offset.bytes / kPageBytes * kPageBytes;
   for (auto it = pages_.lower_bound(first_page);
        it != pages_.end() && it->first < offset.bytes + dst.size(); ++it) {
     const Overlap part = OverlapOf(it->first, kPageBytes, offset.bytes, dst.size());
     if (part.empty()) continue;
-    std::memcpy(&dst[part.begin - offset.bytes], &it->second[part.begin - it->first],
+    std::memcpy(&dst[part.begin - offset.bytes], &(*it->second)[part.begin - it->first],
                 part.end - part.begin);
   }
-  return absl::OkStatus();
+}
+
+bool PatchedFile::IsHole(const Extent& extent) const {
+  if (IsPatched(extent.begin_bytes, extent.end_bytes - extent.begin_bytes)) return false;
+  const Extent in_base = {extent.begin_bytes, std::min(extent.end_bytes, base_.size_bytes())};
+  return in_base.empty() || base_.IsHole(in_base);
 }
 
 Extent PatchedFile::NextData(HostOffset offset) const {
@@ -87,21 +105,37 @@ Extent PatchedFile::NextData(HostOffset offset) const {
   return {next.begin_bytes, std::min(next.end_bytes, size_bytes_)};
 }
 
+absl::StatusOr<PatchedFile::Page*> PatchedFile::OwnPage(uint64_t page) {
+  auto found = pages_.find(page);
+  if (found == pages_.end()) {
+    auto now = std::make_shared<Page>();
+    absl::Status status = ReadAt(HostOffset{page}, absl::MakeSpan(*now));
+    if (!status.ok()) return status;
+    found = pages_.emplace(page, std::move(now)).first;
+  } else if (found->second.use_count() > 1) {
+    found->second = std::make_shared<Page>(*found->second);
+  }
+  return found->second.get();
+}
+
 absl::Status PatchedFile::Patch(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) {
   const uint64_t end = offset_bytes + bytes.size();
+  std::shared_ptr<Page> last;  // of those that are changed as a whole
   for (uint64_t page = offset_bytes / kPageBytes * kPageBytes; page < end; page += kPageBytes) {
     const Overlap part = OverlapOf(page, kPageBytes, offset_bytes, bytes.size());
-    auto found = pages_.find(page);
-    if (found == pages_.end()) {
-      std::vector<uint8_t> old(kPageBytes);
-      if (part.end - part.begin < kPageBytes) {
-        const absl::Status status = ReadAt(HostOffset{page}, absl::MakeSpan(old));
-        if (!status.ok()) return status;
-      }
-      found = pages_.emplace(page, std::move(old)).first;
+    const uint8_t* const from = &bytes[part.begin - offset_bytes];
+    const uint64_t length = part.end - part.begin;
+    if (length < kPageBytes) {
+      const absl::StatusOr<Page*> own = OwnPage(page);
+      if (!own.ok()) return own.status();
+      std::memcpy(&(**own)[part.begin - page], from, length);
+      continue;
     }
-    std::memcpy(&found->second[part.begin - page], &bytes[part.begin - offset_bytes],
-                part.end - part.begin);
+    if (last == nullptr || std::memcmp(last->data(), from, kPageBytes) != 0) {
+      last = std::make_shared<Page>();
+      std::memcpy(last->data(), from, kPageBytes);
+    }
+    pages_[page] = last;
   }
   return absl::OkStatus();
 }
@@ -132,6 +166,15 @@ bool ReadsAsZeros(const ImageFile& file, uint64_t offset_bytes, uint64_t length_
     }
   }
   return true;
+}
+
+bool ZeroSearch::ReadsAsZeros(uint64_t offset_bytes, uint64_t length_bytes) {
+  if (offset_bytes < hole_.begin_bytes || offset_bytes >= hole_.end_bytes) {
+    const Extent data = file_.NextData(HostOffset{offset_bytes});
+    hole_ = {offset_bytes, data.empty() ? UINT64_MAX : data.begin_bytes};
+  }
+  return offset_bytes + length_bytes <= hole_.end_bytes ||
+         qcow2check::ReadsAsZeros(file_, offset_bytes, length_bytes);
 }
 
 }  // namespace qcow2check

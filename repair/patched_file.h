@@ -1,15 +1,19 @@
 // An image as it will be after the writes planned so far: the file itself, with changed bytes,
 // copied clusters and a new length kept in memory.
 //
-// The planner checks it like any image. Memory: a page of 4 KiB for each page with changed bytes;
-// copies of data cost only a record each.
+// The planner checks it like any image: what was not changed is read from the file as fast as
+// without it. Memory: a page of 4 KiB for each page with changed bytes, neighbours that are equal
+// as a whole sharing one; copies of data cost only a record each.
 #ifndef QCOW2CHECK_REPAIR_PATCHED_FILE_H_
 #define QCOW2CHECK_REPAIR_PATCHED_FILE_H_
 
+#include <array>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "absl/container/btree_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/image_file.h"
 
@@ -25,6 +29,7 @@ class PatchedFile : public ImageFile {
   void ReadMany(absl::Span<ReadRequest> requests) const override;
   bool is_remote() const override { return base_.is_remote(); }
   absl::Status connection_status() const override { return base_.connection_status(); }
+  bool IsHole(const Extent& extent) const override;
   Extent NextData(HostOffset offset) const override;
 
   // Bytes [offset, offset + size) become `bytes`. Error if a page that is changed in part cannot
@@ -38,25 +43,47 @@ class PatchedFile : public ImageFile {
   bool IsPatched(uint64_t offset_bytes, uint64_t length_bytes) const;
 
  private:
+  static constexpr uint64_t kPageBytes = 4096;
+  using Page = std::array<uint8_t, kPageBytes>;
+
   struct Copy {
     uint64_t from_bytes = 0;
     uint64_t length_bytes = 0;
   };
 
-  // Puts what was changed over what was read from the base file, or not: `read` says.
-  absl::Status Overlay(absl::Status read, HostOffset offset, absl::Span<uint8_t> dst) const;
-
+  // Whether the pages have every byte of a stretch.
+  bool HasAllPages(uint64_t offset_bytes, uint64_t length_bytes) const;
+  // Puts what was changed over what the base file has.
+  absl::Status PutCopies(HostOffset offset, absl::Span<uint8_t> dst) const;
+  void PutPages(HostOffset offset, absl::Span<uint8_t> dst) const;
+  // The page at this offset as it reads now, shared with no other.
+  absl::StatusOr<Page*> OwnPage(uint64_t page);
   // The first copy that ends behind `offset_bytes`.
   absl::btree_map<uint64_t, Copy>::const_iterator FirstCopy(uint64_t offset_bytes) const;
 
   const ImageFile& base_;
   uint64_t size_bytes_;
-  absl::btree_map<uint64_t, std::vector<uint8_t>> pages_;  // by offset, a multiple of the page size
-  absl::btree_map<uint64_t, Copy> copies_;                 // by target offset
+  // By offset, a multiple of the page size. Never changed while shared.
+  absl::btree_map<uint64_t, std::shared_ptr<Page>> pages_;
+  absl::btree_map<uint64_t, Copy> copies_;  // by target offset
 };
 
 // Whether [offset, offset + length) reads as zeros. False if it cannot be read.
 bool ReadsAsZeros(const ImageFile& file, uint64_t offset_bytes, uint64_t length_bytes);
+
+// The same for one stretch after the other, in ascending order: the file is asked for each hole
+// once. The file must not change meanwhile.
+class ZeroSearch {
+ public:
+  // `file` must outlive this object.
+  explicit ZeroSearch(const ImageFile& file) : file_(file) {}
+
+  bool ReadsAsZeros(uint64_t offset_bytes, uint64_t length_bytes);
+
+ private:
+  const ImageFile& file_;
+  Extent hole_;  // the last one found
+};
 
 }  // namespace qcow2check
 

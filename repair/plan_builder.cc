@@ -8,6 +8,13 @@
 #include "common/checked_math.h"
 
 namespace qcow2check {
+namespace {
+
+bool IsZero(const std::vector<uint8_t>& bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
+}
+
+}  // namespace
 
 PlanReason ReasonFor(const Finding& finding, std::string text) {
   const FindingCodeInfo& info = InfoOf(finding.code);
@@ -21,29 +28,30 @@ PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options, bo
 
 void PlanBuilder::Flush() { new_step_ = true; }
 
-bool PlanBuilder::MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
-                            const PlanReason& reason, PlanStep& step) {
+std::optional<PlannedWrite> PlanBuilder::MakeWrite(uint64_t offset_bytes,
+                                                   absl::Span<const uint8_t> bytes,
+                                                   const PlanReason& reason) {
   std::vector<uint8_t> old(bytes.size());
   absl::Status status = image_.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(old));
-  if (status.ok() && absl::MakeConstSpan(old) == bytes) return false;
+  if (status.ok() && absl::MakeConstSpan(old) == bytes) return std::nullopt;
   if (status.ok()) status = image_.Patch(offset_bytes, bytes);
   if (!status.ok()) {
     Decline(reason.code, reason.finding_offset,
             absl::StrCat("what is there now cannot be kept: ", status.message()));
-    return false;
+    return std::nullopt;
   }
-  step.writes.push_back({.reason = reason,
-                         .offset_bytes = offset_bytes,
-                         .length_bytes = bytes.size(),
-                         .old_bytes = std::move(old),
-                         .new_bytes = {bytes.begin(), bytes.end()}});
+  if (IsZero(old)) old = {};
   ++writes_;
   gives_up_evidence_ |=
       reason.safety == RepairSafety::kLossy || reason.action == RepairAction::kCopyOut;
-  return true;
+  return PlannedWrite{.reason = reason,
+                      .offset_bytes = offset_bytes,
+                      .length_bytes = bytes.size(),
+                      .old_bytes = std::move(old),
+                      .new_bytes = {bytes.begin(), bytes.end()}};
 }
 
-PlanStep& PlanBuilder::CurrentStep() {
+PlanBuilder::BuiltStep& PlanBuilder::CurrentStep() {
   if (new_step_) steps_.emplace_back();
   new_step_ = false;
   return steps_.back();
@@ -60,9 +68,13 @@ void PlanBuilder::Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
     }
     GrowTo(end);
   }
-  PlanStep step;
-  if (!MakeWrite(offset_bytes, bytes, reason, step)) return;
-  CurrentStep().writes.push_back(std::move(step.writes.front()));
+  std::optional<PlannedWrite> write = MakeWrite(offset_bytes, bytes, reason);
+  if (!write) return;
+  if (flush_before_loss_ && reason.safety == RepairSafety::kLossy) {
+    Flush();
+    flush_before_loss_ = false;
+  }
+  CurrentStep().Add(*std::move(write));
 }
 
 void PlanBuilder::Write64(uint64_t offset_bytes, uint64_t value, const PlanReason& reason) {
@@ -72,16 +84,13 @@ void PlanBuilder::Write64(uint64_t offset_bytes, uint64_t value, const PlanReaso
 }
 
 size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const {
-  const auto touches = [=](const PlannedWrite& write) {
-    return write.offset_bytes < offset_bytes + length_bytes &&
-           offset_bytes < write.offset_bytes + write.length_bytes;
-  };
-  const bool is_new = offset_bytes + length_bytes > file_.size_bytes();
+  const uint64_t end = offset_bytes + length_bytes;
+  const bool is_new = end > file_.size_bytes();
   size_t behind = steps_.size();
   while (behind != 0) {
-    const PlanStep& step = steps_[behind - 1];
-    if (is_new && step.grow_to_bytes) break;
-    if (std::any_of(step.writes.begin(), step.writes.end(), touches)) break;
+    const BuiltStep& built = steps_[behind - 1];
+    if (is_new && built.step.grow_to_bytes) break;
+    if (built.touched.Touches(offset_bytes, end)) break;
     --behind;
   }
   return behind;
@@ -89,27 +98,29 @@ size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) con
 
 void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                              const PlanReason& reason) {
-  if (refcounts_first_ && offset_bytes + bytes.size() <= file_.size_bytes()) {
-    MakeWrite(offset_bytes, bytes, reason, first_);
-    return;
-  }
-  const size_t behind = StepBehind(offset_bytes, bytes.size());
-  if (behind == steps_.size()) {
+  const bool comes_first = refcounts_first_ && offset_bytes + bytes.size() <= file_.size_bytes();
+  const size_t behind = comes_first ? 0 : StepBehind(offset_bytes, bytes.size());
+  if (!comes_first && behind == steps_.size()) {
     Write(offset_bytes, bytes, reason);
     return;
   }
-  PlanStep step;
-  if (!MakeWrite(offset_bytes, bytes, reason, step)) return;
+  std::optional<PlannedWrite> write = MakeWrite(offset_bytes, bytes, reason);
+  if (!write) return;
+  if (comes_first) {
+    first_.writes.push_back(*std::move(write));
+    return;
+  }
   if (!raising_step_ || *raising_step_ < behind) {
     steps_.emplace(steps_.begin() + static_cast<int64_t>(behind));
     raising_step_ = behind;
   }
-  steps_[*raising_step_].writes.push_back(std::move(step.writes.front()));
+  steps_[*raising_step_].Add(*std::move(write));
 }
 
 void PlanBuilder::WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                             const PlanReason& reason) {
-  MakeWrite(offset_bytes, bytes, reason, plan_.closing);
+  std::optional<PlannedWrite> write = MakeWrite(offset_bytes, bytes, reason);
+  if (write) plan_.closing.writes.push_back(*std::move(write));
 }
 
 void PlanBuilder::CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
@@ -119,10 +130,10 @@ void PlanBuilder::CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t leng
     return;
   }
   image_.PatchCopy(from_bytes, to_bytes, length_bytes);
-  CurrentStep().writes.push_back({.reason = reason,
-                                  .offset_bytes = to_bytes,
-                                  .length_bytes = length_bytes,
-                                  .copy_from_bytes = from_bytes});
+  CurrentStep().Add({.reason = reason,
+                     .offset_bytes = to_bytes,
+                     .length_bytes = length_bytes,
+                     .copy_from_bytes = from_bytes});
   ++writes_;
 }
 
@@ -140,9 +151,9 @@ void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t 
 void PlanBuilder::GrowTo(uint64_t size_bytes) {
   if (size_bytes <= image_.size_bytes()) return;
   // Pointers behind the end must be gone before there is something that they lead to.
-  if (!new_step_ && !steps_.back().grow_to_bytes) Flush();
+  if (!new_step_ && !steps_.back().step.grow_to_bytes) Flush();
   image_.Grow(size_bytes);
-  CurrentStep().grow_to_bytes = size_bytes;
+  CurrentStep().step.grow_to_bytes = size_bytes;
 }
 
 void PlanBuilder::Decline(FindingCode code, std::optional<HostOffset> host_offset,
@@ -167,9 +178,9 @@ void PlanBuilder::AddLostRange(uint64_t guest_offset_bytes, uint64_t length_byte
 }
 
 Plan PlanBuilder::Take() && {
-  if (!first_.writes.empty()) steps_.insert(steps_.begin(), std::move(first_));
+  if (!first_.writes.empty()) plan_.steps.push_back(std::move(first_));
+  for (BuiltStep& built : steps_) plan_.steps.push_back(std::move(built.step));
   plan_.new_size_bytes = image_.size_bytes();
-  plan_.steps = std::move(steps_);
   plan_.discards = std::move(freed_);
   plan_.lost_guest_ranges = lost_.Merged(kSaturated);
   return std::move(plan_);

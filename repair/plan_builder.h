@@ -14,6 +14,7 @@
 #include "common/finding.h"
 #include "common/geometry.h"
 #include "common/image_file.h"
+#include "repair/extent_set.h"
 #include "repair/patched_file.h"
 #include "repair/repair_plan.h"
 
@@ -53,6 +54,9 @@ class PlanBuilder {
 
   // Everything planned from now on waits until what was planned before is on disk.
   void Flush();
+  // The same before the next lossy write: what is given up may be a part of the evidence for what
+  // was proven, which must be on disk by then.
+  void FlushBeforeLoss() { flush_before_loss_ = true; }
 
   // Plans a write, unless the bytes are there already. Does nothing, and declines the finding, if
   // what is there now cannot be read.
@@ -85,20 +89,32 @@ class PlanBuilder {
   Plan Take() &&;
 
  private:
-  PlanStep& CurrentStep();
+  // A step, and what its writes touch.
+  struct BuiltStep {
+    PlanStep step;
+    ExtentSet touched;
+    void Add(PlannedWrite write) {
+      touched.Add(write.offset_bytes, write.offset_bytes + write.length_bytes);
+      step.writes.push_back(std::move(write));
+    }
+  };
+
+  BuiltStep& CurrentStep();
   // The position in steps_ behind the last step that writes any of these bytes, or makes the file
   // long enough for them.
   size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
-  bool MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason,
-                 PlanStep& step);
+  // The write, in image_ already; nothing if the bytes are there, or what is there cannot be read.
+  std::optional<PlannedWrite> MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
+                                        const PlanReason& reason);
 
   const ImageFile& file_;
   const RepairOptions options_;
   const bool grows_in_doubt_;
   PatchedFile image_;
   PlanStep first_;
-  std::vector<PlanStep> steps_;
+  std::vector<BuiltStep> steps_;
   bool new_step_ = true;
+  bool flush_before_loss_ = false;
   bool refcounts_first_ = true;
   std::optional<size_t> raising_step_;  // the last that WriteFirst put between others
   bool expects_losses_ = false;

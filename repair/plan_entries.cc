@@ -479,6 +479,9 @@ void PlanProvenEntries(CheckState& state, PlanBuilder& plan) {
   EntryPlanner(state, plan).PlanProven();
 }
 
-void PlanLostEntries(CheckState& state, PlanBuilder& plan) { EntryPlanner(state, plan).PlanLost(); }
+void PlanLostEntries(CheckState& state, PlanBuilder& plan) {
+  plan.FlushBeforeLoss();
+  EntryPlanner(state, plan).PlanLost();
+}
 
 }  // namespace qcow2check

@@ -187,6 +187,9 @@ void LostTablePlanner::Run() {
 
 }  // namespace
 
-void PlanLostTables(CheckState& state, PlanBuilder& plan) { LostTablePlanner(state, plan).Run(); }
+void PlanLostTables(CheckState& state, PlanBuilder& plan) {
+  plan.FlushBeforeLoss();
+  LostTablePlanner(state, plan).Run();
+}
 
 }  // namespace qcow2check
