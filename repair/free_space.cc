@@ -64,6 +64,7 @@ bool FreeSpace::EndIsInDoubt() const {
 }
 
 std::optional<uint64_t> FreeSpace::FindInside(uint64_t count) {
+  if (count >= no_run_of_) return std::nullopt;
   uint64_t run = 0;
   // One cluster after the other is asked for most often; a longer run starts from the beginning.
   for (uint64_t cluster = count == 1 ? next_inside_ : 1;
@@ -73,6 +74,7 @@ std::optional<uint64_t> FreeSpace::FindInside(uint64_t count) {
     if (count == 1) next_inside_ = cluster + 1;
     return cluster + 1 - count;
   }
+  no_run_of_ = count;
   return std::nullopt;
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/container/btree_map.h"
 #include "checker/check_state.h"
+#include "common/checked_math.h"
 #include "repair/plan_builder.h"
 #include "repair/stored_refcounts.h"
 
@@ -47,7 +48,8 @@ class FreeSpace {
   const StoredRefcounts& refcounts_;
   const bool nothing_lost_;
   absl::btree_map<uint64_t, uint64_t> taken_;
-  uint64_t next_inside_ = 1;
+  uint64_t next_inside_ = 1;         // no single cluster in front of it is free
+  uint64_t no_run_of_ = kSaturated;  // so many consecutive clusters are not free inside the file
   uint64_t missing_bytes_ = 0;
 };
 

@@ -1,11 +1,13 @@
 #include "repair/metadata_doubt.h"
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "common/byte_order.h"
+#include "common/check.h"
 #include "common/limits.h"
 #include "common/refcount_block.h"
 #include "common/table_entry.h"
@@ -44,6 +46,30 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
   return leads_to_table || !of_snapshot;
 }
 
+// Which counts of a block no accident leaves.
+class CountJudge {
+ public:
+  CountJudge(const CheckState& state, uint64_t first_cluster)
+      : state_(state),
+        first_cluster_(first_cluster),
+        most_(kSmallRefcount + state.snapshots.size()),
+        was_cut_off_(state.findings.Has(FindingCode::kFileTruncated)) {}
+
+  // Of entry `index`.
+  bool IsStrange(uint64_t index, uint64_t count) const {
+    if (count == 0) return false;
+    const uint64_t cluster = SaturatingAdd(first_cluster_, index);
+    if (cluster >= state_.file_clusters) return !was_cut_off_ || count > most_;
+    return count > most_ && count > state_.expected->Get(cluster);
+  }
+
+ private:
+  const CheckState& state_;
+  const uint64_t first_cluster_;
+  const uint64_t most_;
+  const bool was_cut_off_;
+};
+
 struct RefcountScan {
   uint64_t used = 0;     // counts that are not 0
   uint64_t strange = 0;  // of these, those that no accident leaves
@@ -57,24 +83,22 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
   const uint64_t size = geometry.cluster_size();
   std::vector<uint8_t> bytes(std::min(size, kMaxPieceBytes));
   const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
-  const uint64_t most = kSmallRefcount + state.snapshots.size();
+  const CountJudge judge(state, first);
   const uint64_t own = block.offset_bytes >> geometry.cluster_bits;
-  const bool was_cut_off = state.findings.Has(FindingCode::kFileTruncated);
   RefcountScan scan;
   for (uint64_t begin = 0; begin < size; begin += bytes.size()) {
     const HostOffset place = {block.offset_bytes + begin};
     scan.readable &= image.ReadAt(place, absl::MakeSpan(bytes)).ok();
     if (!scan.readable) return scan;
-    const uint64_t first_here = first + (begin * 8 >> geometry.refcount_order);
+    const uint64_t first_here = begin * 8 >> geometry.refcount_order;
     for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
       const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
-      const uint64_t cluster = SaturatingAdd(first_here, i);
-      if (count == 0 && cluster == own) scan.counts_itself = false;
-      if (count == 0) continue;
-      const bool in_file = cluster < state.file_clusters;
-      const uint64_t expected = in_file ? state.expected->Get(cluster) : 0;
+      if (count == 0) {
+        if (SaturatingAdd(first, first_here + i) == own) scan.counts_itself = false;
+        continue;
+      }
       ++scan.used;
-      scan.strange += (!in_file && !was_cut_off) || count > std::max(most, expected) ? 1 : 0;
+      scan.strange += judge.IsStrange(first_here + i, count) ? 1 : 0;
     }
   }
   return scan;
@@ -105,7 +129,38 @@ bool CountsMoreThanItMisses(const CheckState& state, const ImageFile& image,
 
 }  // namespace
 
+namespace {
+
+// Whether the check has found the counts of the block right but for a few, its own among them: then
+// whoever reads them sees refcounts. A count that is right is not strange.
+bool WasFoundRight(const CheckState& state, const RefcountBlock& block) {
+  const uint64_t entries = state.geo().refcount_block_entries();
+  const uint64_t first = SaturatingMultiply(block.table_index, entries);
+  const uint64_t own = block.offset_bytes >> state.geo().cluster_bits;
+  // Behind the end of the file, and where blocks or their parts were left out, less is known.
+  if (SaturatingAdd(first, entries) > state.file_clusters ||
+      state.findings.Has(FindingCode::kUnreadable) ||
+      state.findings.Has(FindingCode::kLimitReached) || state.expected->Get(own) != 1 ||
+      state.mismatched->Contains(own)) {
+    return false;
+  }
+  uint64_t wrong = 0, in_use = 0;
+  for (uint64_t cluster = first; cluster < first + entries; cluster += 64) {
+    wrong += static_cast<uint64_t>(std::popcount(state.mismatched->Word(cluster)));
+    uint64_t bits = 0;
+    if (state.expected->BitWord(cluster, bits)) {
+      in_use += static_cast<uint64_t>(std::popcount(bits));
+      continue;
+    }
+    for (uint64_t i = 0; i < 64; ++i) in_use += state.expected->Get(cluster + i) != 0 ? 1 : 0;
+  }
+  return wrong * 5 <= in_use;
+}
+
+}  // namespace
+
 bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
+  if (WasFoundRight(state, block)) return true;
   const RefcountScan scan = ScanRefcounts(state, image, block);
   // Narrow counts are never strange, but a block counts itself, or more of what is in use than it
   // misses.
@@ -119,10 +174,27 @@ bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const Refco
 
 bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {
   constexpr uint64_t kEnough = 4;
+  const Geometry& geometry = state.geo();
+  const uint64_t size = geometry.cluster_size();
+  QCOW2CHECK_CHECK(size <= kMaxPieceBytes);
+  if (image.IsHole({offset_bytes, std::min(offset_bytes + size, image.size_bytes())})) return false;
+  std::vector<uint8_t> bytes(size);
+  if (!image.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
+  const uint64_t entries = geometry.refcount_block_entries();
+  uint64_t used = 0;
+  for (uint64_t i = 0; i < entries && used < kEnough; ++i) {
+    used += LoadRefcount(bytes.data(), i, geometry.refcount_order) != 0 ? 1 : 0;
+  }
+  if (used < kEnough) return false;
   // The first ranges: orphans that are blocks come from the start of the table.
   for (uint64_t index = 0; index < 4; ++index) {
-    const RefcountScan scan = ScanRefcounts(state, image, {index, offset_bytes});
-    if (scan.readable && scan.used >= kEnough && scan.strange == 0) return true;
+    const CountJudge judge(state, index * entries);
+    uint64_t i = 0;
+    while (i < entries &&
+           !judge.IsStrange(i, LoadRefcount(bytes.data(), i, geometry.refcount_order))) {
+      ++i;
+    }
+    if (i == entries) return true;
   }
   return false;
 }

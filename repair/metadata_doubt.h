@@ -11,7 +11,8 @@
 namespace qcow2check {
 
 // Whether the bytes of a refcount block could be refcounts: small numbers, for clusters in the
-// file. Zeros could be; so could counts that are all too low.
+// file. Zeros could be; so could counts that are all too low. `state` is a check of the image; the
+// block is read only if many of its counts were found wrong.
 bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block);
 
 // Whether a cluster that nothing references was probably a refcount block.

@@ -96,12 +96,20 @@ void OrphanEvidence::SetTablesAside() {
 bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
   const uint64_t cluster = offset_bytes >> state_.geo().cluster_bits;
   return IsAligned(offset_bytes, state_.geo().cluster_size()) && cluster < state_.file_clusters &&
-         orphans_.Contains(cluster) && !WasRefcountBlock(state_, plan_.image(), offset_bytes) &&
-         !HoldsOldRefcounts(offset_bytes);
+         orphans_.Contains(cluster) && !HoldsRefcountsOfOld(offset_bytes);
+}
+
+bool OrphanEvidence::HoldsRefcountsOfOld(uint64_t offset_bytes) const {
+  const auto [found, is_new] = looked_into_.emplace(offset_bytes, false);
+  if (is_new) {
+    found->second = WasRefcountBlock(state_, plan_.image(), offset_bytes) ||
+                    HoldsReplacedRefcounts(offset_bytes);
+  }
+  return found->second;
 }
 
 // Of refcount structures that this repair has replaced.
-bool OrphanEvidence::HoldsOldRefcounts(uint64_t offset_bytes) const {
+bool OrphanEvidence::HoldsReplacedRefcounts(uint64_t offset_bytes) const {
   if (plan_.old_blocks().empty()) return false;
   std::vector<uint8_t> cluster(std::min(state_.geo().cluster_size(), kMaxPieceBytes));
   const std::vector<uint64_t> near = plan_.OldBlocksNear(offset_bytes, state_.geo());

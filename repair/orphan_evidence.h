@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "checker/check_state.h"
 #include "common/cluster_set.h"
 #include "repair/plan_builder.h"
@@ -45,7 +46,7 @@ class OrphanEvidence {
   // For an entry of the active L1 table that leads to no L2 table.
   std::optional<Explanation> ForL1Entry(uint64_t entry) const;
 
-  // Whether the cluster is an orphan that may be guest data.
+  // Whether the cluster is an orphan that may be guest data. Each is looked into once.
   bool IsOrphan(uint64_t offset_bytes) const;
   // Orphans that are L2 tables, by offset.
   const std::vector<uint64_t>& tables() const { return tables_; }
@@ -66,13 +67,15 @@ class OrphanEvidence {
   // was cut off. So was one of several that lead right behind the end.
   bool WasCutOff(uint64_t offset_bytes) const;
   bool IsOnlyMismatch(uint64_t offset_bytes) const;
-  bool HoldsOldRefcounts(uint64_t offset_bytes) const;
+  bool HoldsRefcountsOfOld(uint64_t offset_bytes) const;
+  bool HoldsReplacedRefcounts(uint64_t offset_bytes) const;
 
   const CheckState& state_;
   const PlanBuilder& plan_;
   const StoredRefcounts& stored_;
   const bool snapshots_are_known_;
   ClusterSet orphans_;
+  mutable absl::flat_hash_map<uint64_t, bool> looked_into_;  // orphans, whether they are refcounts
   std::vector<uint64_t> tables_;
   bool tables_explain_all_ = true;  // all orphans are tables_ or what these map
   bool flags_agree_ = true;         // all COPIED flags in tables_ say what the refcounts say

@@ -45,11 +45,15 @@ void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, Stored
   for (const auto& [index, offset] : stored.blocks()) {
     if (!ReadsAsZeros(plan.image(), offset, size)) continue;
     const uint64_t first = index * entries;
+    std::vector<uint64_t> in_use;
+    ZeroSearch zeros(plan.image());
     for (uint64_t cluster = first; cluster < std::min(first + entries, state.file_clusters);
          ++cluster) {
-      if (state.expected->Get(cluster) != 0 || ReadsAsZeros(plan.image(), cluster * size, size)) {
-        continue;
+      if (state.expected->Get(cluster) == 0 && !zeros.ReadsAsZeros(cluster * size, size)) {
+        in_use.push_back(cluster);
       }
+    }
+    for (const uint64_t cluster : in_use) {
       stored.Set(cluster, 1, 1,
                  {FindingCode::kRefcountZeroInUse, state.geo().OffsetOf({cluster}),
                   RepairAction::kRaiseRefcount, RepairSafety::kLossless,

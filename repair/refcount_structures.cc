@@ -32,7 +32,8 @@ RefcountStructures::RefcountStructures(const CheckState& state, PlanBuilder& pla
       old_order_(state.geo().refcount_order),
       order_(WantedOrder()),
       block_entries_(state.geo().cluster_size() * 8 >> order_),
-      all_new_(order_ != old_order_) {
+      all_new_(order_ != old_order_),
+      replaced_clusters_(state.file_clusters) {
   if (!TableIsUsable()) return;
   table_entries_ =
       uint64_t{state.header.refcount_table_clusters} * (state.geo().cluster_size() / 8);
@@ -85,17 +86,24 @@ bool RefcountStructures::NeedsRepair() const {
   return false;
 }
 
+// Every range of clusters in which something is in use.
+void RefcountStructures::AddBlocksInUse() {
+  for (uint64_t page = state_.expected->NextPage(0); page != kNoPage;
+       page = state_.expected->NextPage(page + 1)) {
+    const uint64_t begin = page * kPageClusters;
+    const uint64_t end = std::min(begin + kPageClusters, state_.file_clusters + 1);
+    for (uint64_t index = begin / block_entries_; index * block_entries_ < end; ++index) {
+      const uint64_t first = std::max(begin, index * block_entries_);
+      const uint64_t behind = std::min(end, (index + 1) * block_entries_);
+      if (state_.expected->HasAny(first, behind - first)) needed_.insert(index);
+    }
+  }
+}
+
 // Every range of clusters in which something is in use or may be kept.
 void RefcountStructures::AddNeededBlocks() {
   const int bits = state_.geo().cluster_bits;
-  for (uint64_t page = state_.expected->NextPage(0); page != kNoPage;
-       page = state_.expected->NextPage(page + 1)) {
-    for (uint64_t i = 0; i < kPageClusters; ++i) {
-      const uint64_t cluster = page * kPageClusters + i;
-      if (cluster > state_.file_clusters) break;
-      if (state_.expected->Get(cluster) != 0) needed_.insert(cluster / block_entries_);
-    }
-  }
+  AddBlocksInUse();
   // Where refcounts are lost, what is in the file may be something that nothing refers to.
   const uint64_t block_bytes = SaturatingMultiply(block_entries_, state_.geo().cluster_size());
   const auto add_if_in_file = [&](uint64_t index) {
@@ -183,6 +191,7 @@ bool RefcountStructures::Commit(const PlanReason& reason) {
     }
     return false;
   }
+  FindReplaced();
   for (const auto& [index, cluster] : new_blocks_) {
     WriteBlock(index, cluster, reason);
     if (!all_new_) plan_.ExpectOldBlock(index);
@@ -215,42 +224,60 @@ void RefcountStructures::Free(uint64_t begin_bytes, uint64_t end_bytes, const Pl
   plan_.Flush();
 }
 
-// References from blocks that get a new place.
-uint64_t RefcountStructures::ReplacedAt(uint64_t cluster) const {
-  if (all_new_) return 0;
-  const uint64_t offset = cluster << state_.geo().cluster_bits;
-  return static_cast<uint64_t>(
-      std::count_if(state_.refcount_blocks.begin(), state_.refcount_blocks.end(),
-                    [&](const RefcountBlock& block) {
-                      return block.offset_bytes == offset && !stored_.BlockAt(block.table_index);
-                    }));
+// References to clusters by what the new structures take the place of: blocks that cannot be used;
+// with another width, the old table and all its blocks.
+void RefcountStructures::FindReplaced() {
+  const int bits = state_.geo().cluster_bits;
+  replaced_.clear();
+  if (!all_new_) {
+    for (const RefcountBlock& block : state_.refcount_blocks) {
+      if (!stored_.BlockAt(block.table_index)) ++replaced_[block.offset_bytes >> bits];
+    }
+  } else {
+    for (const auto& [index, offset] : stored_.blocks()) replaced_[offset >> bits] = 1;
+    const bool table_is_known = !state_.findings.Has(FindingCode::kRefcountTableInvalid);
+    const uint64_t table = state_.header.refcount_table_offset >> bits;
+    const uint64_t clusters = table_is_known ? state_.header.refcount_table_clusters : 0;
+    for (uint64_t i = 0; i < clusters && table + i <= state_.file_clusters; ++i) {
+      replaced_[table + i] = 1;
+    }
+    // What something else uses, too, is not given up.
+    absl::erase_if(replaced_, [this](const auto& replaced) {
+      return replaced.first > state_.file_clusters || state_.expected->Get(replaced.first) != 1;
+    });
+  }
+  for (const auto& [cluster, references] : replaced_) {
+    if (cluster < state_.file_clusters) replaced_clusters_.Insert(cluster);
+  }
 }
 
-// With another width all of the old table and its blocks is free as soon as the new ones count.
-bool RefcountStructures::IsReplaced(uint64_t cluster) const {
-  if (!all_new_ || state_.expected->Get(cluster) != 1) return false;
-  const int bits = state_.geo().cluster_bits;
-  const uint64_t table = state_.header.refcount_table_offset >> bits;
-  const bool table_is_known = !state_.findings.Has(FindingCode::kRefcountTableInvalid);
-  if (table_is_known && cluster - table < state_.header.refcount_table_clusters) return true;
-  return std::any_of(stored_.blocks().begin(), stored_.blocks().end(),
-                     [&](const auto& block) { return block.second >> bits == cluster; });
+// Whether each of the 64 clusters has one reference, and keeps it. None of them was free to be
+// taken.
+bool RefcountStructures::AllAreOnes(uint64_t first_cluster) const {
+  uint64_t bits = 0;
+  return first_cluster + 64 <= state_.file_clusters &&
+         replaced_clusters_.Word(first_cluster) == 0 &&
+         state_.expected->BitWord(first_cluster, bits) && bits == ~uint64_t{0};
 }
 
 // What a new block says of a cluster. Clusters that nothing references but that hold something
 // keep a refcount: the check that follows sees them as orphans, and says which of them may go.
-uint64_t RefcountStructures::CountFor(uint64_t cluster, uint64_t stored, bool trusted) const {
+uint64_t RefcountStructures::CountFor(uint64_t cluster, ZeroSearch& zeros) const {
   if (const auto taken = space_.taken().find(cluster); taken != space_.taken().end()) {
     return taken->second;
   }
+  const bool trusted = all_new_ && stored_.HasBlockFor(cluster);
+  const uint64_t stored = trusted ? stored_.Get(cluster) : 0;
   const uint64_t counted = cluster <= state_.file_clusters ? state_.expected->Get(cluster) : 0;
-  const uint64_t expected = counted - std::min(counted, ReplacedAt(cluster));
-  if (expected == 1 && IsReplaced(cluster)) return 0;
+  const auto replaced = replaced_.find(cluster);
+  const uint64_t ends = replaced == replaced_.end() ? 0 : replaced->second;
+  const uint64_t expected = counted - std::min(counted, ends);
+  if (all_new_ && ends != 0) return 0;
   if (expected != 0) return trusted ? std::max(expected, stored) : expected;
   if (trusted) return stored;
   if (cluster >= state_.file_clusters) return 0;
   const uint64_t size = state_.geo().cluster_size();
-  return ReadsAsZeros(plan_.image(), cluster * size, size) ? 0 : 1;
+  return zeros.ReadsAsZeros(cluster * size, size) ? 0 : 1;
 }
 
 void RefcountStructures::WriteBlock(uint64_t table_index, uint64_t cluster,
@@ -260,10 +287,15 @@ void RefcountStructures::WriteBlock(uint64_t table_index, uint64_t cluster,
   std::vector<uint8_t> bytes(cluster_size);
   const uint64_t first = table_index * block_entries_;
   const uint64_t end_of_file = plan_.image().size_bytes() >> state_.geo().cluster_bits;
+  ZeroSearch zeros(plan_.image());
   for (uint64_t i = 0; i < block_entries_ && first + i <= end_of_file; ++i) {
-    const bool trusted = all_new_ && stored_.HasBlockFor(first + i);
-    const uint64_t stored = trusted ? stored_.Get(first + i) : 0;
-    const uint64_t count = CountFor(first + i, stored, trusted);
+    // Most are like this. With another width, old counts may say more.
+    if (i % 64 == 0 && !all_new_ && AllAreOnes(first + i)) {
+      for (uint64_t j = 0; j < 64; ++j) StoreRefcount(bytes.data(), i + j, order_, 1);
+      i += 63;
+      continue;
+    }
+    const uint64_t count = CountFor(first + i, zeros);
     if (count != 0) StoreRefcount(bytes.data(), i, order_, std::min(count, max));
   }
   plan_.Write(cluster * cluster_size, bytes, reason);

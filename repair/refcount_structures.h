@@ -14,8 +14,11 @@
 
 #include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "checker/check_state.h"
+#include "common/cluster_set.h"
 #include "repair/free_space.h"
+#include "repair/patched_file.h"
 #include "repair/plan_builder.h"
 #include "repair/stored_refcounts.h"
 
@@ -45,14 +48,15 @@ class RefcountStructures {
  private:
   bool TableIsUsable() const;
   int WantedOrder() const;
+  void AddBlocksInUse();
   void AddNeededBlocks();
   template <typename Visit>
   void ForEachDamagedEntry(Visit visit) const;
   bool PlaceBlocks(const PlanReason& reason);
+  void FindReplaced();
   void WriteBlock(uint64_t table_index, uint64_t cluster, const PlanReason& reason);
-  uint64_t CountFor(uint64_t cluster, uint64_t stored, bool trusted) const;
-  uint64_t ReplacedAt(uint64_t cluster) const;
-  bool IsReplaced(uint64_t cluster) const;
+  bool AllAreOnes(uint64_t first_cluster) const;
+  uint64_t CountFor(uint64_t cluster, ZeroSearch& zeros) const;
   void SwitchTable(const PlanReason& reason);
   void SwitchEntries(const PlanReason& reason);
 
@@ -70,6 +74,9 @@ class RefcountStructures {
   absl::btree_set<uint64_t> needed_;                // table indexes that still need a block
   absl::btree_map<uint64_t, uint64_t> new_blocks_;  // table index -> cluster
   absl::btree_set<uint64_t> covered_;               // taken clusters whose block is assured
+  // References that end when the new structures count, by cluster.
+  absl::flat_hash_map<uint64_t, uint64_t> replaced_;
+  ClusterSet replaced_clusters_;  // those in the file
 };
 
 }  // namespace qcow2check

@@ -11,6 +11,7 @@ namespace {
 
 // Entries are set in pieces of whole bytes; 4,096 entries are at most 32 KiB.
 constexpr uint64_t kEntriesAtOnce = 4096;
+constexpr uint64_t kPieceBytes = 4096;
 
 }  // namespace
 
@@ -49,9 +50,24 @@ uint64_t StoredRefcounts::Get(uint64_t cluster) const {
   const std::optional<uint64_t> block = BlockAt(TableIndexOf(cluster));
   if (!block) return 0;
   const uint64_t bit = (cluster % block_entries_) << order_;
+  const uint64_t piece_bytes = std::min(state_.geo().cluster_size(), kPieceBytes);
+  const uint64_t begin = bit / 8 / piece_bytes * piece_bytes;
+  if (piece_.bytes.empty() || piece_.offset_bytes != *block + begin ||
+      piece_.writes != plan_.writes()) {
+    piece_ = {*block + begin, plan_.writes(), std::vector<uint8_t>(piece_bytes)};
+    if (!plan_.image().ReadAt(HostOffset{*block + begin}, absl::MakeSpan(piece_.bytes)).ok()) {
+      piece_.bytes.clear();
+    }
+  }
+  if (piece_.bytes.empty()) return GetAlone(*block, bit);
+  return LoadRefcount(piece_.bytes.data(), (bit - begin * 8) >> order_, order_);
+}
+
+// From a piece with sectors that cannot be read.
+uint64_t StoredRefcounts::GetAlone(uint64_t block, uint64_t bit) const {
   uint8_t entry[8] = {};
   const size_t length = order_ < 3 ? 1 : size_t{1} << (order_ - 3);
-  if (!plan_.image().ReadAt(HostOffset{*block + bit / 8}, absl::MakeSpan(entry, length)).ok()) {
+  if (!plan_.image().ReadAt(HostOffset{block + bit / 8}, absl::MakeSpan(entry, length)).ok()) {
     return 0;
   }
   return LoadRefcount(entry, (bit % 8) >> order_, order_);

@@ -27,7 +27,7 @@ class StoredRefcounts {
   uint64_t TableIndexOf(uint64_t cluster) const { return cluster / block_entries_; }
   bool HasBlockFor(uint64_t cluster) const { return BlockAt(TableIndexOf(cluster)).has_value(); }
 
-  // 0 where there is no usable block or it cannot be read.
+  // 0 where there is no usable block or it cannot be read. Those of neighbours are read at once.
   uint64_t Get(uint64_t cluster) const;
   // The entries of a usable block, as bytes; empty if it cannot be read.
   std::vector<uint8_t> ReadBlock(uint64_t table_index) const;
@@ -38,11 +38,21 @@ class StoredRefcounts {
            bool before_all = false);
 
  private:
+  // A part of a block, as it was when the plan had so many writes.
+  struct Piece {
+    uint64_t offset_bytes = 0;
+    uint64_t writes = 0;
+    std::vector<uint8_t> bytes;  // empty: none was read, or it cannot be read
+  };
+
+  uint64_t GetAlone(uint64_t block, uint64_t bit) const;
+
   const CheckState& state_;
   PlanBuilder& plan_;
   const int order_;
   const uint64_t block_entries_;
   absl::btree_map<uint64_t, uint64_t> blocks_;  // table index -> host offset
+  mutable Piece piece_;                         // the last that was read
 };
 
 }  // namespace qcow2check
