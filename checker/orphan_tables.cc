@@ -68,6 +68,7 @@ std::vector<OrphanTable> FindOrphanTables(const CheckState& state, const Cluster
       if (left < size) return tables;
       left -= size;
       const uint64_t offset = (run.first_cluster + i) << geometry.cluster_bits;
+      if (state.file.IsHole({offset, std::min(offset + size, state.file.size_bytes())})) continue;
       // What orphans hold is no metadata of this image: a sector that cannot be read is no fault.
       if (!state.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok()) continue;
       const uint64_t mapped = ClustersMapped(state, orphans, cluster, offset);
