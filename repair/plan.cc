@@ -275,11 +275,10 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
   return Outcome::kMade;
 }
 
-Plan PlanWith(const ImageFile& file, uint64_t threads, const RepairOptions& options,
+Plan PlanWith(const ImageFile& file, CheckOptions check, const RepairOptions& options,
               WantedReport* wanted) {
-  CheckOptions check;
   check.max_findings = kFindingsAtOnce;
-  check.threads = threads;
+  check.verify_data = false;
   Attempt attempt;
   Plan plan;
   for (;;) {
@@ -302,17 +301,17 @@ Plan PlanWith(const ImageFile& file, uint64_t threads, const RepairOptions& opti
 }  // namespace
 
 Plan MakePlan(const ImageFile& file, const RepairOptions& options) {
-  return PlanWith(file, 0, options, nullptr);
+  return PlanWith(file, {}, options, nullptr);
 }
 
 PlanAndReport CheckAndPlan(const ImageFile& file, const CheckOptions& check,
                            const RepairOptions& options) {
   if (check.verify_data || check.max_findings > kFindingsAtOnce) {
     Report report = CheckImage(file, check);
-    return {PlanWith(file, check.threads, options, nullptr), std::move(report)};
+    return {PlanWith(file, check, options, nullptr), std::move(report)};
   }
   WantedReport wanted = {.max_findings = check.max_findings};
-  Plan plan = PlanWith(file, check.threads, options, &wanted);
+  Plan plan = PlanWith(file, check, options, &wanted);
   return {std::move(plan), *std::move(wanted.report)};
 }
 
