@@ -93,6 +93,51 @@ TEST(ApplyStepTest, CopiesMuchInPieces) {
   EXPECT_EQ(image.bytes(), bytes);
 }
 
+std::vector<PlannedWrite> WritesOfOne(std::vector<uint64_t> offsets) {
+  std::vector<PlannedWrite> writes;
+  for (const uint64_t offset : offsets) writes.push_back(WriteOf(offset, {}, {1}));
+  return writes;
+}
+
+// How many writes reach the file for one byte at each of the offsets.
+size_t CountWrites(std::vector<uint64_t> offsets) {
+  RecordedDisk disk;
+  RecordingFile& image = disk.AddFile(Bytes(4 << 20));
+  EXPECT_TRUE(ApplyStep(image, {.writes = WritesOfOne(offsets)}).ok());
+  Bytes expected(4 << 20);
+  for (const uint64_t offset : offsets) expected[offset] = 1;
+  EXPECT_EQ(image.bytes(), expected);
+  return disk.events() - 1;  // the flush
+}
+
+TEST(ApplyStepTest, WritesInTheSameOrAdjoiningSectorsAreOne) {
+  EXPECT_EQ(CountWrites({0, 1, 2}), 1u);
+  EXPECT_EQ(CountWrites({0, 511}), 1u);
+  EXPECT_EQ(CountWrites({0, 512}), 1u);
+  EXPECT_EQ(CountWrites({0, 1023}), 1u);
+  EXPECT_EQ(CountWrites({511, 512, 1024, 2047}), 1u);
+  EXPECT_EQ(CountWrites({0, 1024}), 2u);
+  EXPECT_EQ(CountWrites({600, 0}), 2u) << "what comes earlier in the plan is not written later";
+  EXPECT_EQ(CountWrites({0, 5000, 5001, 9000}), 3u);
+}
+
+TEST(ApplyStepTest, NoWriteIsLongerThanAMebibyte) {
+  constexpr uint64_t kMebibyte = 1 << 20;
+  std::vector<uint64_t> offsets;
+  for (uint64_t at = 0; at < 3 * kMebibyte; at += 512) offsets.push_back(at);
+  EXPECT_EQ(CountWrites(offsets), 3u);
+}
+
+TEST(ApplyStepTest, WritesWhatComesBeforeAChangedByteOfTheSameSector) {
+  MemoryFile image({1, 2, 3, 4});
+  PlanStep step;
+  step.writes.push_back(WriteOf(0, {1}, {8}));
+  step.writes.push_back(WriteOf(1, {0}, {8}));
+  step.writes.push_back(WriteOf(2, {3}, {8}));
+  EXPECT_TRUE(absl::IsAborted(ApplyStep(image, step)));
+  EXPECT_THAT(image.bytes(), ElementsAre(8, 2, 3, 4));
+}
+
 // --- A whole plan ---
 
 // A leak, a refcount that is too low, and the corrupt bit.

@@ -1,16 +1,12 @@
 // What a check costs, in numbers that do not depend on the clock: reads, bytes read, memory.
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
 #include "checker/check.h"
 #include "common/byte_order.h"
-#include "common/posix_file.h"
+#include "common/header.h"
 #include "common/table_entry.h"
-#include "common/writable_posix_file.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/benchmarks/case_image.h"
@@ -21,26 +17,6 @@ namespace qcow2check::testing {
 namespace {
 
 constexpr uint64_t kClusterBytes = 64u << 10;
-constexpr uint64_t kDataPerTableBytes = kClusterBytes / 8 * kClusterBytes;
-
-// An image in a sparse file, as the benchmarks have them.
-class CaseFile {
- public:
-  explicit CaseFile(const CaseOptions& options) {
-    const uint8_t byte = 0;
-    path_ = dir_.Write("case.qcow2", {&byte, 1});  // what is empty cannot be opened
-    absl::StatusOr<std::unique_ptr<WritablePosixFile>> file = WritablePosixFile::Open(path_);
-    EXPECT_TRUE(file.ok()) << file.status();
-    WriteCaseImage(options, **file);
-  }
-
-  const std::string& path() const { return path_; }
-  std::unique_ptr<PosixFile> Open() const { return *PosixFile::Open(path_); }
-
- private:
-  TempDir dir_;
-  std::string path_;
-};
 
 struct Cost {
   Report report;
@@ -48,13 +24,18 @@ struct Cost {
   uint64_t bytes_read = 0;
 };
 
-Cost CheckCounted(const CaseFile& image, uint64_t threads = 2) {
-  const std::unique_ptr<PosixFile> file = image.Open();
-  const CountingFile counted(*file);
-  Cost cost = {.report = CheckImage(counted, {.threads = threads})};
-  cost.reads = counted.reads();
-  cost.bytes_read = counted.bytes_read();
+Cost CheckCounted(CountingFile& file, uint64_t threads = 2) {
+  file.Restart();
+  Cost cost = {.report = CheckImage(file, {.threads = threads})};
+  cost.reads = file.reads();
+  cost.bytes_read = file.bytes_read();
   return cost;
+}
+
+Cost CheckCounted(const CaseOptions& options) {
+  CountingFile file;
+  WriteCaseImage(options, file);
+  return CheckCounted(file);
 }
 
 uint64_t TablesAndBlocks(const Report& report) {
@@ -62,7 +43,7 @@ uint64_t TablesAndBlocks(const Report& report) {
 }
 
 TEST(CostTest, EachTableAndEachBlockIsReadOnce) {
-  const Cost cost = CheckCounted(CaseFile({.l1_entries = 40}));
+  const Cost cost = CheckCounted(CaseOptions{.l1_entries = 40});
   EXPECT_EQ(cost.report.verdict, Verdict::kClean);
   EXPECT_EQ(cost.report.coverage.l2_tables, 40u);
   // Besides them: header, L1 table, refcount table.
@@ -73,14 +54,14 @@ TEST(CostTest, EachTableAndEachBlockIsReadOnce) {
 TEST(CostTest, NeighboursInTheFileAreReadAtOnce) {
   // Empty but for one cluster each, the tables follow each other.
   const Cost cost =
-      CheckCounted(CaseFile({.cluster_bits = 12, .l1_entries = 4096, .clusters_per_table = 1}));
+      CheckCounted(CaseOptions{.cluster_bits = 12, .l1_entries = 4096, .clusters_per_table = 1});
   EXPECT_EQ(cost.report.coverage.l2_tables, 4096u);
   EXPECT_LE(cost.bytes_read, (TablesAndBlocks(cost.report) + 20) * 4096);
 }
 
 TEST(CostTest, WhatSnapshotsShareIsReadOnce) {
-  const Cost few = CheckCounted(CaseFile({.l1_entries = 8, .snapshots = 1}));
-  const Cost many = CheckCounted(CaseFile({.l1_entries = 8, .snapshots = 100}));
+  const Cost few = CheckCounted(CaseOptions{.l1_entries = 8, .snapshots = 1});
+  const Cost many = CheckCounted(CaseOptions{.l1_entries = 8, .snapshots = 100});
   EXPECT_EQ(many.report.verdict, Verdict::kClean);
   EXPECT_EQ(many.report.coverage.l2_tables, few.report.coverage.l2_tables);
   // A snapshot has an L1 table of its own and an entry of 150 bytes at most.
@@ -94,7 +75,7 @@ TEST(CostTest, SnapshotsOnOneL1TableCostAsMuchAsOne) {
                                .one_l2_table = true,
                                .snapshots = 200,
                                .shared_l1_table = true};
-  const Cost cost = CheckCounted(CaseFile(hostile));
+  const Cost cost = CheckCounted(hostile);
   EXPECT_EQ(cost.report.coverage.l2_tables, 1u);
   EXPECT_LE(cost.reads, 40u);
   EXPECT_LE(cost.bytes_read, 12 * kClusterBytes);
@@ -102,47 +83,41 @@ TEST(CostTest, SnapshotsOnOneL1TableCostAsMuchAsOne) {
 
 // What is not there is not read, whatever points to it.
 TEST(CostTest, HolesAreNotRead) {
-  CaseOptions options = {.l1_entries = 64};
-  const CaseFile image(options);
-  const std::unique_ptr<PosixFile> file = image.Open();
-  const Cost before = CheckCounted(image);
-  // The first half of the tables become holes.
-  absl::StatusOr<std::unique_ptr<WritablePosixFile>> writable =
-      WritablePosixFile::Open(image.path());
-  ASSERT_TRUE(writable.ok());
-  std::vector<uint8_t> l1(64 * 8);
-  std::vector<uint8_t> header(104);
-  ASSERT_TRUE(file->ReadAt(HostOffset{0}, absl::MakeSpan(header)).ok());
-  const uint64_t l1_offset = Load64(&header[40]);
-  ASSERT_TRUE(file->ReadAt(HostOffset{l1_offset}, absl::MakeSpan(l1)).ok());
+  CountingFile file;
+  WriteCaseImage({.l1_entries = 64, .clusters_per_table = 1}, file);
+  const Cost before = CheckCounted(file);
+  std::vector<uint8_t> header(kHeaderBytesKnown), l1(64 * 8);
+  ASSERT_TRUE(file.ReadAt(HostOffset{0}, absl::MakeSpan(header)).ok());
+  ASSERT_TRUE(file.ReadAt(HostOffset{Load64(&header[40])}, absl::MakeSpan(l1)).ok());
   for (uint64_t i = 0; i < 32; ++i) {
-    const uint64_t table = Load64(&l1[i * 8]) & kOffsetMask;
-    ASSERT_TRUE((*writable)->Discard({table, table + kClusterBytes}).ok());
+    const uint64_t table = EntryOffset(Load64(&l1[i * 8]));
+    ASSERT_TRUE(file.Discard({table, table + kClusterBytes}).ok());
   }
-  const Cost after = CheckCounted(image);
+  const Cost after = CheckCounted(file);
   EXPECT_EQ(after.report.coverage.l2_tables, 64u);
   EXPECT_EQ(before.bytes_read - after.bytes_read, 32 * kClusterBytes);
 }
 
 TEST(CostTest, TheSameIsReadByAnyNumberOfThreads) {
-  const CaseFile image({.l1_entries = 40, .snapshots = 3, .rewritten_tables = 10});
-  const Cost one = CheckCounted(image, 1);
-  const Cost many = CheckCounted(image, 4);
+  CountingFile file;
+  WriteCaseImage({.l1_entries = 40, .snapshots = 3, .rewritten_tables = 10}, file);
+  const Cost one = CheckCounted(file, 1);
+  const Cost many = CheckCounted(file, 4);
   EXPECT_EQ(one.reads, many.reads);
   EXPECT_EQ(one.bytes_read, many.bytes_read);
 }
 
-// 256 GiB of 64 KiB clusters, all in use, and all in the file.
+// 256 GiB of 64 KiB clusters, all in use.
 TEST(CostTest, CountsOfADiskThatIsFullTakeNearlyNoMemory) {
-  const CaseFile image({.l1_entries = 512});
+  CountingFile file;
+  WriteCaseImage({.l1_entries = 512}, file);
   TempDir dir;
   const CommandResult run = RunCommand(
-      {QCOW2CHECK_MEASURE, dir.Path("measured"), QCOW2CHECK_PROGRAM, "--threads=2", image.path()});
+      {QCOW2CHECK_MEASURE, dir.Path("measured"), QCOW2CHECK_PROGRAM, "--threads=2", file.path()});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const std::vector<uint8_t> measured = ReadFile(dir.Path("measured"));
   const nlohmann::json json = nlohmann::json::parse(measured.begin(), measured.end());
   EXPECT_EQ(json["exit_code"], 0);
-  EXPECT_EQ(512 * kDataPerTableBytes, uint64_t{256} << 30);
   EXPECT_LT(json["peak_memory_bytes"], 10'000'000);
 }
 
