@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
+#include "checker/metadata_window.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/quoted.h"
@@ -132,18 +133,15 @@ std::vector<BitmapEntry> ReadDirectory(CheckState& state, const BitmapsExtension
   const uint64_t end =
       std::min(SaturatingAdd(extension.directory_offset, extension.directory_size_bytes),
                state.file.size_bytes());
+  MetadataWindow window(state, Structure::kBitmapDirectory);
   uint64_t at = extension.directory_offset;
   const uint64_t wanted = std::min(extension.nb_bitmaps, kQemuMaxBitmaps);
   while (entries.size() < wanted && at + kBitmapFixedBytes <= end) {
-    std::vector<uint8_t> fixed(kBitmapFixedBytes);
-    state.Read(HostOffset{at}, absl::MakeSpan(fixed), Structure::kBitmapDirectory);
-    BitmapEntry entry = DecodeBitmapFixed(fixed, at);
+    BitmapEntry entry = DecodeBitmapFixed(window.Read(at, kBitmapFixedBytes), at);
     if (SaturatingAdd(at, entry.length_bytes) > RoundUp(end, 8)) break;
-    std::vector<uint8_t> name(std::min<uint64_t>(entry.name_bytes, kMaxBitmapNameBytes));
-    if (!name.empty()) {
-      state.Read(HostOffset{at + kBitmapFixedBytes + entry.extra_data_bytes}, absl::MakeSpan(name),
-                 Structure::kBitmapDirectory);
-    }
+    const std::vector<uint8_t> name =
+        window.Read(at + kBitmapFixedBytes + entry.extra_data_bytes,
+                    std::min<uint64_t>(entry.name_bytes, kMaxBitmapNameBytes));
     entry.name.assign(name.begin(), name.end());
     at += entry.length_bytes;
     entries.push_back(std::move(entry));

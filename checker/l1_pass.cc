@@ -30,7 +30,7 @@ class L1Walk {
   void Run() {
     CollectTables();
     for (const L1Table& table : state_.l1_tables) ClaimTable(table);
-    for (const L1Table& table : state_.l1_tables) WalkTable(table);
+    WalkTables();
     OrderTables();
   }
 
@@ -72,7 +72,10 @@ class L1Walk {
   bool AcceptSnapshot(uint64_t index);
   void AddUser(uint64_t offset, L1User user);
   void ClaimTable(const L1Table& table);
+  void WalkTables();
+  bool WalkSmallTables(absl::Span<const L1Table> tables);
   void WalkTable(const L1Table& table);
+  void WalkEntries(const L1Table& table, uint64_t first, absl::Span<const uint8_t> entries);
   void WalkEntry(const L1Table& table, uint64_t index, uint64_t entry);
   void AddL2(const L1Table& table, uint64_t index, uint64_t offset, uint64_t weight,
              uint64_t active_weight);
@@ -217,9 +220,63 @@ void L1Walk::ClaimTable(const L1Table& table) {
                             active ? std::nullopt : longest.snapshot});
 }
 
+// Behind the last entry that a user of the table has and that is in the file.
+uint64_t EndOf(const CheckState& state, const L1Table& table) {
+  return std::min(SaturatingAdd(table.offset_bytes, table.users.back().entries * 8),
+                  state.file.size_bytes());
+}
+
+// Disks with hundreds of snapshots have as many small tables, which are read together.
+void L1Walk::WalkTables() {
+  constexpr size_t kTogether = 64;
+  const absl::Span<const L1Table> tables = state_.l1_tables;
+  for (size_t i = 0; i < tables.size() && state_.MayGoOn(); i += kTogether) {
+    const absl::Span<const L1Table> some = tables.subspan(i, kTogether);
+    if (WalkSmallTables(some)) continue;
+    for (const L1Table& table : some) WalkTable(table);
+  }
+}
+
+// False, and nothing done, if some of the tables are large, cannot be read, or may be holes.
+bool L1Walk::WalkSmallTables(absl::Span<const L1Table> tables) {
+  constexpr uint64_t kSmallBytes = 16u << 10;
+  std::vector<std::vector<uint8_t>> buffers;
+  std::vector<ReadRequest> requests;
+  for (const L1Table& table : tables) {
+    const uint64_t end = EndOf(state_, table);
+    if (end <= table.offset_bytes || end - table.offset_bytes > kSmallBytes ||
+        state_.file.IsHole({table.offset_bytes, end})) {
+      return false;
+    }
+    buffers.emplace_back(RoundUp(end - table.offset_bytes, 8));
+    requests.push_back(
+        {HostOffset{table.offset_bytes}, absl::MakeSpan(buffers.back()), absl::OkStatus()});
+  }
+  state_.file.ReadMany(absl::MakeSpan(requests));
+  PartNotes notes = state_.NewPart();
+  for (const ReadRequest& request : requests) {
+    if (!request.status.ok()) return false;
+    ++notes.reads;
+    notes.bytes_read += request.dst.size();
+  }
+  state_.Absorb(std::move(notes));
+  for (size_t i = 0; i < tables.size(); ++i) {
+    if (!state_.Spend(buffers[i].size() / 8, Structure::kL1Table)) continue;
+    WalkEntries(tables[i], 0, buffers[i]);
+  }
+  return true;
+}
+
+void L1Walk::WalkEntries(const L1Table& table, uint64_t first, absl::Span<const uint8_t> entries) {
+  const uint64_t end = (EndOf(state_, table) - table.offset_bytes + 7) / 8;
+  for (uint64_t i = 0; i < entries.size() / 8 && first + i < end; ++i) {
+    const uint64_t entry = Load64(&entries[i * 8]);
+    if (entry != 0) WalkEntry(table, first + i, entry);
+  }
+}
+
 void L1Walk::WalkTable(const L1Table& table) {
-  const uint64_t end = std::min(SaturatingAdd(table.offset_bytes, table.users.back().entries * 8),
-                                state_.file.size_bytes());
+  const uint64_t end = EndOf(state_, table);
   std::vector<uint8_t> piece;
   uint64_t at = table.offset_bytes;
   while (at < end && state_.MayGoOn()) {
@@ -230,11 +287,7 @@ void L1Walk::WalkTable(const L1Table& table) {
     piece.resize(RoundUp(std::min({end - at, kMaxPieceBytes, data.end_bytes - at}), 8));
     if (!state_.Spend(piece.size() / 8, Structure::kL1Table)) return;
     state_.Read(HostOffset{at}, absl::MakeSpan(piece), Structure::kL1Table);
-    const uint64_t first = (at - table.offset_bytes) / 8;
-    for (uint64_t i = 0; i < piece.size() / 8 && at + i * 8 < end; ++i) {
-      const uint64_t entry = Load64(&piece[i * 8]);
-      if (entry != 0) WalkEntry(table, first + i, entry);
-    }
+    WalkEntries(table, (at - table.offset_bytes) / 8, piece);
     at += piece.size();
   }
 }

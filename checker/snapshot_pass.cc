@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
+#include "checker/metadata_window.h"
 #include "common/limits.h"
 #include "common/quoted.h"
 
@@ -29,23 +30,20 @@ void AddToTable(CheckState& state, FindingCode code, uint64_t offset, uint64_t l
                       .detail = std::move(detail)});
 }
 
-std::string ReadText(CheckState& state, uint64_t offset, uint64_t length) {
-  std::vector<uint8_t> bytes(std::min(length, kKeptTextBytes));
-  if (!bytes.empty()) {
-    state.Read(HostOffset{offset}, absl::MakeSpan(bytes), Structure::kSnapshotTable);
-  }
+std::string ReadText(MetadataWindow& window, uint64_t offset, uint64_t length) {
+  const std::vector<uint8_t> bytes = window.Read(offset, std::min(length, kKeptTextBytes));
   return std::string(bytes.begin(), bytes.end());
 }
 
-SnapshotEntry ReadEntry(CheckState& state, uint64_t offset) {
-  std::vector<uint8_t> fixed(kSnapshotFixedBytes + kSnapshotKnownExtraBytes);
-  state.Read(HostOffset{offset}, absl::MakeSpan(fixed), Structure::kSnapshotTable);
+SnapshotEntry ReadEntry(MetadataWindow& window, uint64_t offset) {
+  const std::vector<uint8_t> fixed =
+      window.Read(offset, kSnapshotFixedBytes + kSnapshotKnownExtraBytes);
   SnapshotEntry entry = DecodeSnapshotFixed(fixed, offset);
   const uint64_t extra = std::min<uint64_t>(entry.extra_data_bytes, kSnapshotKnownExtraBytes);
   DecodeSnapshotExtra(absl::MakeSpan(fixed).subspan(kSnapshotFixedBytes, extra), entry);
   const uint64_t id_at = offset + kSnapshotFixedBytes + entry.extra_data_bytes;
-  entry.id = ReadText(state, id_at, entry.id_bytes);
-  entry.name = ReadText(state, id_at + entry.id_bytes, entry.name_bytes);
+  entry.id = ReadText(window, id_at, entry.id_bytes);
+  entry.name = ReadText(window, id_at + entry.id_bytes, entry.name_bytes);
   return entry;
 }
 
@@ -136,10 +134,11 @@ void CheckSnapshotTable(CheckState& state) {
     state.Skip("snapshots behind the first 65,536", "no image has that many");
     wanted = kQemuMaxSnapshots;
   }
+  MetadataWindow window(state, Structure::kSnapshotTable);
   uint64_t at = begin;
   for (uint64_t i = 0; i < wanted; ++i) {
     if (SaturatingAdd(at, kSnapshotFixedBytes) > size) break;
-    SnapshotEntry entry = ReadEntry(state, at);
+    SnapshotEntry entry = ReadEntry(window, at);
     const uint64_t text_end = SaturatingAdd(at, entry.length_bytes);
     if (RoundUp(size, 8) < text_end ||
         SaturatingAdd(at - begin, entry.length_bytes) > kQemuMaxSnapshotTableBytes) {

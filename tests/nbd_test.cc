@@ -192,6 +192,20 @@ TEST_F(NbdTest, ManyReadsAreUnderWayAtOnce) {
   EXPECT_GE(ReadNbdLog(log_).most_at_once, 8u);
 }
 
+TEST_F(NbdTest, ACheckHasManyReadsUnderWayAtOnce) {
+  // 64 L2 tables with data between them.
+  const BuiltImage image = BuildImage({.cluster_bits = 12,
+                                       .virtual_size = uint64_t{128} << 20,
+                                       .steps = {WriteClusters{.count = 64, .stride = 512}}});
+  TempDir dir;
+  const std::string path = dir.Write("wide.qcow2", image.bytes);
+  NbdServer server({"nbdkit", "-r", "--filter=log", "--filter=delay", "file", path,
+                    "logfile=" + log_, "rdelay=100ms"});
+  const CommandResult result = RunCommand({QCOW2CHECK_PROGRAM, server.uri()});
+  EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
+  EXPECT_GE(ReadNbdLog(log_).most_at_once, 8u);
+}
+
 TEST_F(NbdTest, ThreadsDoNotWaitForEachOther) {
   const std::string path = StoreWide();
   const Bytes bytes = ReadFile(path);

@@ -95,7 +95,8 @@ TEST(CostTest, HolesAreNotRead) {
   }
   const Cost after = CheckCounted(file);
   EXPECT_EQ(after.report.coverage.l2_tables, 64u);
-  EXPECT_EQ(before.bytes_read - after.bytes_read, 32 * kClusterBytes);
+  // What is lost with the tables is looked for among the leaks, which takes a few reads.
+  EXPECT_GE(before.bytes_read - after.bytes_read, 30 * kClusterBytes);
 }
 
 TEST(CostTest, TheSameIsReadByAnyNumberOfThreads) {
