@@ -30,7 +30,8 @@ class MetadataWindow {
   }
 
  private:
-  static constexpr uint64_t kWindowBytes = 64u << 10;
+  static constexpr uint64_t kLeastBytes = 4u << 10;
+  static constexpr uint64_t kMostBytes = 64u << 10;
 
   bool Contains(uint64_t offset, uint64_t length_bytes) const {
     return offset >= begin_ && offset - begin_ <= bytes_.size() &&
@@ -39,9 +40,12 @@ class MetadataWindow {
 
   // Empty if a sector cannot be read: what the records do not need is no finding.
   void Move(uint64_t offset) {
+    // Records that follow each other are worth reading far ahead; others leave large gaps.
+    const bool follows = offset >= begin_ && offset - begin_ <= window_bytes_;
+    window_bytes_ = follows ? std::min(window_bytes_ * 2, kMostBytes) : kLeastBytes;
     begin_ = offset;
     const uint64_t size = state_.file.size_bytes();
-    bytes_.resize(offset < size ? std::min(kWindowBytes, size - offset) : 0);
+    bytes_.resize(offset < size ? std::min(window_bytes_, size - offset) : 0);
     if (bytes_.empty()) return;
     PartNotes notes = state_.NewPart();
     notes.reads = 1;
@@ -53,6 +57,7 @@ class MetadataWindow {
   CheckState& state_;
   const Structure structure_;
   uint64_t begin_ = 0;
+  uint64_t window_bytes_ = kLeastBytes;
   std::vector<uint8_t> bytes_;
 };
 
