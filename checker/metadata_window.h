@@ -30,7 +30,7 @@ class MetadataWindow {
   }
 
  private:
-  static constexpr uint64_t kLeastBytes = 4u << 10;
+  static constexpr uint64_t kLeastBytes = 1u << 10;
   static constexpr uint64_t kMostBytes = 64u << 10;
 
   bool Contains(uint64_t offset, uint64_t length_bytes) const {
