@@ -19,17 +19,10 @@
 #include "common/limits.h"
 #include "common/ordered_jobs.h"
 #include "common/refcount_block.h"
+#include "common/refcount_word.h"
 
 namespace qcow2check {
 namespace {
-
-constexpr uint64_t kWordClusters = 64;
-
-// 64 stored refcounts as two bit masks.
-struct StoredWord {
-  uint64_t is_zero = ~uint64_t{0};
-  uint64_t is_one = 0;
-};
 
 // Adds clusters behind all others, to the last run if they continue it.
 void ExtendRuns(std::vector<OrphanRun>& runs, const OrphanRun& next) {
@@ -113,13 +106,12 @@ class Comparison {
                               absl::Span<const uint8_t> piece);
   void JudgeBlock(const RefcountBlock& block);
   void CompareAbsent(uint64_t begin, uint64_t end);
-  void CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries);
+  void CompareWord(uint64_t cluster, const RefcountWord& stored, const uint8_t* entries);
   void CompareCluster(uint64_t cluster, uint64_t stored);
-  uint64_t DifferingBytes(const uint8_t* expected, const uint8_t* entries) const;
   void CountPastEnd(uint64_t cluster, uint64_t stored);
   bool MappingMayBeLost(uint64_t stored, uint64_t expected) const;
-  void AskAboutCopied(uint64_t cluster, const StoredWord& stored);
-  StoredWord LoadWord(const uint8_t* entries) const;
+  void AskAboutCopied(uint64_t cluster, const RefcountWord& stored);
+  RefcountWord LoadWord(const uint8_t* entries) const;
   uint64_t Stored(const uint8_t* entries, uint64_t index) const {
     return entries == nullptr ? 0 : LoadRefcount(entries, index, order_);
   }
@@ -150,7 +142,7 @@ uint64_t Comparison::OnePattern(int refcount_order) {
   return pattern;
 }
 
-StoredWord Comparison::LoadWord(const uint8_t* entries) const {
+RefcountWord Comparison::LoadWord(const uint8_t* entries) const {
   // Most words are all ones or all zeros, and then it does not matter how wide a refcount is.
   uint64_t not_zero = 0, not_one = 0;
   for (uint64_t at = 0; at < kWordClusters << order_ >> 3; at += 8) {
@@ -161,22 +153,7 @@ StoredWord Comparison::LoadWord(const uint8_t* entries) const {
   }
   if (not_one == 0) return {0, ~uint64_t{0}};
   if (not_zero == 0) return {};
-  StoredWord word = {0, 0};
-  const auto add = [&word](uint64_t i, uint64_t value) {
-    word.is_zero |= static_cast<uint64_t>(value == 0) << i;
-    word.is_one |= static_cast<uint64_t>(value == 1) << i;
-  };
-  switch (order_) {
-    case 3:
-      for (uint64_t i = 0; i < kWordClusters; ++i) add(i, entries[i]);
-      break;
-    case 4:
-      for (uint64_t i = 0; i < kWordClusters; ++i) add(i, Load16(entries + i * 2));
-      break;
-    default:
-      for (uint64_t i = 0; i < kWordClusters; ++i) add(i, LoadRefcount(entries, i, order_));
-  }
-  return word;
+  return order_ == 4 ? LoadRefcountWord16(entries) : LoadRefcountWord(entries, order_);
 }
 
 // A small count for what nothing references says more about the mapping than about the block.
@@ -228,7 +205,7 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
   }
 }
 
-void Comparison::AskAboutCopied(uint64_t cluster, const StoredWord& stored) {
+void Comparison::AskAboutCopied(uint64_t cluster, const RefcountWord& stored) {
   uint64_t questions = (state_.copied->Word(cluster) & ~stored.is_one) |
                        (state_.not_copied->Word(cluster) & stored.is_one);
   for (; questions != 0; questions &= questions - 1) {
@@ -238,23 +215,8 @@ void Comparison::AskAboutCopied(uint64_t cluster, const StoredWord& stored) {
   }
 }
 
-// Which of 64 counts differ from the stored ones.
-uint64_t Comparison::DifferingBytes(const uint8_t* expected, const uint8_t* entries) const {
-  uint64_t differ = 0;
-  if (order_ == 4) {
-    for (uint64_t i = 0; i < kWordClusters; ++i) {
-      differ |= static_cast<uint64_t>(Load16(entries + i * 2) != expected[i]) << i;
-    }
-  } else {
-    for (uint64_t i = 0; i < kWordClusters; ++i) {
-      differ |= static_cast<uint64_t>(LoadRefcount(entries, i, order_) != expected[i]) << i;
-    }
-  }
-  return differ;
-}
-
 // 64 clusters from `cluster` on, whose stored refcounts are at `entries` (nullptr: all 0).
-void Comparison::CompareWord(uint64_t cluster, const StoredWord& stored, const uint8_t* entries) {
+void Comparison::CompareWord(uint64_t cluster, const RefcountWord& stored, const uint8_t* entries) {
   if (cluster < state_.tracked_clusters) AskAboutCopied(cluster, stored);
   const bool in_file = cluster + kWordClusters <= end_of_file_;
   uint64_t bits = 0;
@@ -267,7 +229,9 @@ void Comparison::CompareWord(uint64_t cluster, const StoredWord& stored, const u
       part_->end_cluster = std::max(part_->end_cluster, cluster + top + 1);
     }
   } else if (const uint8_t* counts = in_file ? state_.expected->ByteCounts(cluster) : nullptr) {
-    differ = entries != nullptr ? DifferingBytes(counts, entries) : ~uint64_t{0};
+    differ = entries == nullptr ? ~uint64_t{0}
+             : order_ == 4      ? DifferingRefcounts16(entries, counts)
+                                : DifferingRefcounts(entries, order_, counts);
     // Equal, in use or not: only the last one in use is of interest.
     for (uint64_t i = kWordClusters; i > 0 && cluster + i > part_->end_cluster; --i) {
       if (counts[i - 1] != 0) part_->end_cluster = cluster + i;
@@ -289,7 +253,7 @@ void Comparison::ComparePiece(const RefcountBlock& block, uint64_t first,
     const uint64_t cluster = SaturatingAdd(base, first + (at << 3 >> order_));
     // So far behind the end that no offset reaches it: nothing can be counted there.
     if (cluster > kSaturated >> state_.geo().cluster_bits) return;
-    const StoredWord word = LoadWord(&bytes[at]);
+    const RefcountWord word = LoadWord(&bytes[at]);
     block_used_ += static_cast<uint64_t>(__builtin_popcountll(~word.is_zero));
     CompareWord(cluster, word, &bytes[at]);
   }

@@ -33,6 +33,13 @@ struct L2Part {
   uint64_t tables = 0;
 };
 
+// Entries of a table that map consecutive clusters with the same flags.
+struct Run {
+  uint64_t first_entry = 0;
+  uint64_t at = 0;  // byte position in the slice
+  uint64_t length = 0;
+};
+
 // One thread's walk through some of the parts.
 class L2Walk {
  public:
@@ -62,9 +69,9 @@ class L2Walk {
 
  private:
   void WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes);
-  bool IsPlain(const L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) const;
-  void WalkPlain(absl::Span<const uint8_t> bytes);
-  void CountRun(uint64_t entry, uint64_t length);
+  bool FindRuns(const L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes);
+  void WalkRuns();
+  void CountRun(const Run& run);
   void WalkSpecial(absl::Span<const uint8_t> bytes);
   void WalkEntry(uint64_t entry, uint64_t bitmap_word);
   void WalkCompressed(uint64_t entry, uint64_t bitmap_word);
@@ -85,7 +92,7 @@ class L2Walk {
     const uint64_t entry = Load64(neighbour_ + at);
     return !IsCompressed(entry) && EntryOffset(entry) == offset;
   }
-  bool RunIsSameAsNeighbour(uint64_t entry, uint64_t length) const;
+  bool IsSameAsNeighbour(const Run& run) const;
 
   void CountFragment(uint64_t offset) {
     if (next_offset_ != 0 && offset != next_offset_) {
@@ -110,6 +117,7 @@ class L2Walk {
   uint64_t neighbour_l1_index_ = 0;
   uint64_t neighbour_slice_ = 0;
   const uint8_t* last_bytes_ = nullptr;
+  std::vector<Run> runs_;
   uint64_t next_offset_ = 0;  // where the next cluster is if nothing is fragmented
   uint64_t at_ = 0;           // byte position of the entry at hand in the slice
   uint64_t entry_ = 0;
@@ -159,8 +167,8 @@ void L2Walk::WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t>
   table_ = &table;
   slice_begin_ = begin;
   if (begin == 0) next_offset_ = 0;
-  if (IsPlain(table, begin, bytes)) {
-    WalkPlain(bytes);
+  if (FindRuns(table, begin, bytes)) {
+    WalkRuns();
   } else {
     const TableScan scan = ScanTable(bytes, geometry_, file_bytes_);
     if (IsNoTable(scan)) {
@@ -171,28 +179,6 @@ void L2Walk::WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t>
     WalkSpecial(bytes);
   }
   last_bytes_ = bytes.data();
-}
-
-// Nothing but unallocated and normal entries that point into the file, and no guest cluster
-// behind the end of the disk. One loop without branches, which the compiler vectorises.
-bool L2Walk::IsPlain(const L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) const {
-  if (geometry_.extended_l2 || geometry_.data_file) return false;
-  const uint64_t guest_end =
-      geometry_.GuestOffsetOf(table.l1_index, (begin + bytes.size()) / 8).bytes;
-  if (table.active_weight != 0 &&
-      guest_end > RoundUp(geometry_.virtual_size_bytes, cluster_size_)) {
-    return false;
-  }
-  uint64_t seen = 0, highest = 0, without_offset = 0;
-  for (uint64_t at = 0; at < bytes.size(); at += 8) {
-    const uint64_t entry = Load64(&bytes[at]);
-    seen |= entry;
-    highest = std::max(highest, entry & kOffsetMask);
-    without_offset |= (entry & kOffsetMask) == 0 ? entry : 0;
-  }
-  const uint64_t special =
-      kCompressedBit | kStandardL2ReservedMask | kZeroBit | ((cluster_size_ - 1) & kOffsetMask);
-  return (seen & special) == 0 && without_offset == 0 && highest + cluster_size_ <= file_bytes_;
 }
 
 // How many of the next `most` entries continue the first one: the same flags, the next cluster.
@@ -214,54 +200,82 @@ uint64_t RunLength(const uint8_t* entries, uint64_t most, uint64_t cluster_size)
   return length;
 }
 
-void L2Walk::WalkPlain(absl::Span<const uint8_t> bytes) {
-  uint64_t allocated = 0, last_used = 0;
-  for (at_ = 0; at_ < bytes.size();) {
-    const uint64_t entry = Load64(&bytes[at_]);
+// Finds the runs of consecutive clusters in a table with nothing but unallocated and normal entries
+// that point into the file, and no guest cluster behind the end of the disk. False if it has
+// others.
+bool L2Walk::FindRuns(const L2Table& table, uint64_t begin, absl::Span<const uint8_t> bytes) {
+  if (geometry_.extended_l2 || geometry_.data_file) return false;
+  const uint64_t guest_end =
+      geometry_.GuestOffsetOf(table.l1_index, (begin + bytes.size()) / 8).bytes;
+  if (table.active_weight != 0 &&
+      guest_end > RoundUp(geometry_.virtual_size_bytes, cluster_size_)) {
+    return false;
+  }
+  const uint64_t special =
+      kCompressedBit | kStandardL2ReservedMask | kZeroBit | ((cluster_size_ - 1) & kOffsetMask);
+  runs_.clear();
+  for (uint64_t at = 0; at < bytes.size();) {
+    const uint64_t entry = Load64(&bytes[at]);
     if (entry == 0) {
-      at_ += 8;
+      at += 8;
       continue;
     }
-    const uint64_t length = RunLength(&bytes[at_], (bytes.size() - at_) / 8, cluster_size_);
-    CountFragment(EntryOffset(entry));
-    if (length > 1) {
-      next_offset_ += (length - 1) * cluster_size_;
-      CountRun(entry, length);
-    } else {
-      CountGuestCluster(entry);
-      at_ += 8;
+    const uint64_t length = RunLength(&bytes[at], (bytes.size() - at) / 8, cluster_size_);
+    // The flags of the first entry are those of all: a run that stays in the file does not carry
+    // into them.
+    const uint64_t offset = EntryOffset(entry);
+    const uint64_t run_bytes = length * cluster_size_;
+    if ((entry & special) != 0 || offset == 0 || run_bytes > file_bytes_ ||
+        offset > file_bytes_ - run_bytes) {
+      return false;
     }
-    allocated += length;
-    last_used = at_ / 8 - 1;
+    runs_.push_back({entry, at, length});
+    at += length * 8;
+  }
+  return true;
+}
+
+void L2Walk::WalkRuns() {
+  uint64_t allocated = 0;
+  for (const Run& run : runs_) {
+    at_ = run.at;
+    CountFragment(EntryOffset(run.first_entry));
+    next_offset_ += (run.length - 1) * cluster_size_;
+    if (run.length == 1) {
+      CountGuestCluster(run.first_entry);
+    } else {
+      CountRun(run);
+    }
+    allocated += run.length;
   }
   if (allocated == 0) return;
   part_->statistics.allocated_clusters += allocated * table_->active_weight;
   table_->shape = L2Shape::kMappings;
-  table_->last_used = static_cast<uint32_t>(slice_begin_ / 8 + last_used);
+  const Run& last = runs_.back();
+  table_->last_used = static_cast<uint32_t>((slice_begin_ + last.at) / 8 + last.length - 1);
 }
 
-bool L2Walk::RunIsSameAsNeighbour(uint64_t entry, uint64_t length) const {
+bool L2Walk::IsSameAsNeighbour(const Run& run) const {
   uint64_t difference = 0;
-  for (uint64_t i = 0; i < length; ++i) {
-    difference |= Load64(neighbour_ + at_ + i * 8) ^ (entry + i * cluster_size_);
+  for (uint64_t i = 0; i < run.length; ++i) {
+    difference |= Load64(neighbour_ + run.at + i * 8) ^ (run.first_entry + i * cluster_size_);
   }
   return (difference & (kOffsetMask | kCompressedBit)) == 0;
 }
 
-// `length` consecutive clusters from the entry at hand on; moves behind them.
-void L2Walk::CountRun(uint64_t entry, uint64_t length) {
-  const uint64_t first = EntryOffset(entry) >> cluster_bits_;
-  const uint64_t end = at_ + length * 8;
-  const bool shared = neighbour_ != nullptr && RunIsSameAsNeighbour(entry, length);
-  if (!shared && counts_.standard.HasAny(first, length)) {
-    for (uint64_t i = 0; i < length; ++i, at_ += 8) CountGuestCluster(entry + i * cluster_size_);
+void L2Walk::CountRun(const Run& run) {
+  const uint64_t first = EntryOffset(run.first_entry) >> cluster_bits_;
+  const bool shared = neighbour_ != nullptr && IsSameAsNeighbour(run);
+  if (!shared && counts_.standard.HasAny(first, run.length)) {
+    for (uint64_t i = 0; i < run.length; ++i, at_ += 8) {
+      CountGuestCluster(run.first_entry + i * cluster_size_);
+    }
     return;
   }
-  counts_.standard.AddRun(first, length, table_->weight);
+  counts_.standard.AddRun(first, run.length, table_->weight);
   if (table_->active_weight != 0) {
-    (IsCopied(entry) ? counts_.copied : counts_.not_copied).InsertRun(first, length);
+    (IsCopied(run.first_entry) ? counts_.copied : counts_.not_copied).InsertRun(first, run.length);
   }
-  at_ = end;
 }
 
 void L2Walk::CountGuestCluster(uint64_t entry) {

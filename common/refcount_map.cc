@@ -70,7 +70,16 @@ bool RefcountMap::Widen(Page& page, uint64_t count) {
   MemoryBudget* const budget = pages_.budget();
   if (budget != nullptr && !budget->Take(kPageClusters * bytes)) return false;
   wider.wide = std::make_unique<uint8_t[]>(kPageClusters * bytes);
-  for (uint64_t i = 0; i < kPageClusters; ++i) wider.Set(i, page.Get(i));
+  if (page.width == Width::kBit && wider.width == Width::kByte) {
+    for (uint64_t word = 0; word < page.bits.size(); ++word) {
+      uint8_t* const counts = &wider.wide[word * 64];
+      for (uint64_t bits = page.bits[word]; bits != 0; bits &= bits - 1) {
+        counts[__builtin_ctzll(bits)] = 1;
+      }
+    }
+  } else {
+    for (uint64_t i = 0; i < kPageClusters; ++i) wider.Set(i, page.Get(i));
+  }
   page.width = wider.width;
   page.wide = std::move(wider.wide);
   return true;
