@@ -143,6 +143,7 @@ uint64_t Comparison::OnePattern(int refcount_order) {
 }
 
 RefcountWord Comparison::LoadWord(const uint8_t* entries) const {
+  if (order_ == 4) return LoadRefcountWord16(entries);
   // Most words are all ones or all zeros, and then it does not matter how wide a refcount is.
   uint64_t not_zero = 0, not_one = 0;
   for (uint64_t at = 0; at < kWordClusters << order_ >> 3; at += 8) {
@@ -153,7 +154,7 @@ RefcountWord Comparison::LoadWord(const uint8_t* entries) const {
   }
   if (not_one == 0) return {0, ~uint64_t{0}};
   if (not_zero == 0) return {};
-  return order_ == 4 ? LoadRefcountWord16(entries) : LoadRefcountWord(entries, order_);
+  return LoadRefcountWord(entries, order_);
 }
 
 // A small count for what nothing references says more about the mapping than about the block.

@@ -41,10 +41,10 @@ def generated(small, file_bytes=2 * TIB, **options):
     return Image(recipe(options, file_bytes), recipe({**options, **small}, 2 * TIB))
 
 
-def preallocated(size, small_size):
+def preallocated(size, small_size, cluster_size="64k"):
     def recipe(of_size):
         return Recipe(commands=(("qemu-img", "create", "-q", "-f", "qcow2", "-o",
-                                 "preallocation=metadata,cluster_size=64k", "OUT", of_size),))
+                                 f"preallocation=metadata,cluster_size={cluster_size}", "OUT", of_size),))
     return Image(recipe(size), recipe(small_size))
 
 
@@ -62,7 +62,7 @@ IMAGES = {
     "1t-64k": preallocated("1T", "4G"),
     "1t-no-refcounts": Image(REBUILD, REBUILD),
     "256g-64k": preallocated("256G", "4G"),
-    "64g-4k": generated({"l1_entries": 8}, cluster_bits=12, l1_entries=32768),
+    "64g-4k": preallocated("64G", "64M", cluster_size="4k"),
     "200g-30snapshots": generated({"l1_entries": 4, "rewritten_tables": 2}, l1_entries=400, snapshots=30,
                                   rewritten_tables=10),
     "64g-scattered": generated({"l1_entries": 2}, l1_entries=128, scattered=True),
