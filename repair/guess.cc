@@ -117,6 +117,8 @@ std::optional<Guess> OnlyRightGuess(const CheckState& state, PlanBuilder& plan,
     if (!copy.Patch(guess.place_bytes, guess.bytes).ok()) continue;
     CheckState then(copy, state.options);
     RunPasses(then, "orphans");
+    // What a check cut short did not find says nothing for a guess.
+    if (then.stop_reason() != StopReason::kNone) return std::nullopt;
     if (!IsRight(state, then, plan, guess)) continue;
     if (right) return std::nullopt;
     right = guess;

@@ -168,15 +168,27 @@ void DeclineTheRest(const CheckState& state, const std::string& why_nothing, Pla
   }
 }
 
-Plan NoEnd(const ImageFile& file, const CheckOptions& check) {
+Plan Refusal(const ImageFile& file, const CheckState& state, std::string why) {
   Plan plan;
   plan.old_size_bytes = plan.new_size_bytes = file.size_bytes();
-  plan.refused = "one repair after the other is undone by the next: the structures overlap";
-  CheckState state(file, check);
-  RunPasses(state, "orphans");
+  plan.refused = std::move(why);
   plan.remaining = TotalsOf(state);
   plan.held_back = state.held_back;
   return plan;
+}
+
+Plan NoEnd(const ImageFile& file, const CheckOptions& check) {
+  CheckState state(file, check);
+  RunPasses(state, "orphans");
+  return Refusal(file, state,
+                 "one repair after the other is undone by the next: the structures overlap");
+}
+
+// Whatever was planned until then was planned for another state of the image than a whole check
+// would have shown.
+Plan NotExamined(const ImageFile& file, const CheckState& state) {
+  return Refusal(file, state,
+                 "a check of the image was stopped, or reached a limit, before its end");
 }
 
 // Something from before the repair leads to what the plan has put behind the old end of the file:
@@ -244,6 +256,10 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
     RunPasses(state, "orphans");
     if (wanted != nullptr && !wanted->report) {
       wanted->report = ReportOf(state, state.findings.FirstOf(wanted->max_findings));
+    }
+    if (state.stop_reason() != StopReason::kNone) {
+      made = NotExamined(file, state);
+      return Outcome::kMade;
     }
     std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     if (round == 0 && state.geometry &&

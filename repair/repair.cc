@@ -189,6 +189,16 @@ void TellStatuses(RepairResult& result) {
 
 uint64_t Fixed(uint64_t before, uint64_t after) { return before > after ? before - after : 0; }
 
+// What was begun to be written is written and looked at to the end.
+CheckOptions WithoutLimits(CheckOptions check) {
+  const CheckOptions none;
+  check.max_memory_bytes = none.max_memory_bytes;
+  check.deadline = none.deadline;
+  check.processor_time_end = none.processor_time_end;
+  check.progress = none.progress;
+  return check;
+}
+
 // Undo log, writes, and the report of what is true then.
 void CarryOut(WritableImageFile& file, const CheckOptions& check, const OpenUndoFile& open_undo,
               RepairResult& result) {
@@ -201,14 +211,15 @@ void CarryOut(WritableImageFile& file, const CheckOptions& check, const OpenUndo
     }
     undo = *std::move(opened);
   }
-  CheckOptions metadata_only = check;
+  const CheckOptions to_the_end = WithoutLimits(check);
+  CheckOptions metadata_only = to_the_end;
   metadata_only.verify_data = false;
   ApplyResult applied = ApplyPlan(file, result.plan, undo.get(), metadata_only);
   result.status = std::move(applied.status);
   result.changed = applied.changed;
   if (!result.changed) return;
-  result.after =
-      applied.report && !check.verify_data ? *std::move(applied.report) : CheckImage(file, check);
+  result.after = applied.report && !check.verify_data ? *std::move(applied.report)
+                                                      : CheckImage(file, to_the_end);
 }
 
 }  // namespace

@@ -16,6 +16,8 @@
 #include "common/memory_file.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "repair/repair.h"
+#include "tests/damage.h"
 #include "tests/image_builder.h"
 #include "tests/nbd_server.h"
 #include "tests/program.h"
@@ -70,6 +72,27 @@ TEST(LimitsTest, MemoryThatIsNotEnough) {
   }
   EXPECT_TRUE(ended);
   EXPECT_TRUE(finished);
+}
+
+// A plan is made from whole checks or not at all.
+TEST(LimitsTest, NoRepairOfWhatWasNotExamined) {
+  BuiltImage image = ManyTables();
+  for (uint64_t i = 0; i < 20; ++i) SetRefcount(image, image.At(i).host_offset / 512, 0);
+  int refused = 0, planned = 0;
+  for (uint64_t bytes = 1; bytes < 1 << 20; bytes += bytes / 4 + 1) {
+    MemoryFile file(image.bytes);
+    const RepairResult result =
+        RepairImage(file, {.max_memory_bytes = bytes}, {.mode = RepairMode::kAll}, nullptr);
+    ++(result.plan.empty() ? refused : planned);
+    if (result.plan.empty()) {
+      EXPECT_FALSE(result.plan.refused.empty()) << bytes;
+      EXPECT_EQ(file.bytes(), image.bytes) << bytes;
+    } else {
+      EXPECT_EQ(result.after.verdict, Verdict::kClean) << bytes;
+    }
+  }
+  EXPECT_GT(refused, 0);
+  EXPECT_GT(planned, 0);
 }
 
 TEST(LimitsTest, ProgressEndsWhereItWasExpected) {
