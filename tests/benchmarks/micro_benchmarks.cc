@@ -9,7 +9,9 @@
 #include "benchmark/benchmark.h"
 #include "checker/check.h"
 #include "common/memory_file.h"
+#include "common/refcount_block.h"
 #include "common/refcount_map.h"
+#include "common/refcount_word.h"
 #include "tests/benchmarks/case_image.h"
 
 namespace qcow2check::testing {
@@ -41,6 +43,50 @@ void AddRandomClusters(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(kMapClusters));
 }
 BENCHMARK(AddRandomClusters)->Unit(benchmark::kMillisecond);
+
+// What a run of consecutive L2 entries costs, by its length and weight.
+void AddRuns(benchmark::State& state) {
+  const uint64_t length = static_cast<uint64_t>(state.range(0));
+  const uint64_t weight = static_cast<uint64_t>(state.range(1));
+  for (auto _ : state) {
+    RefcountMap map(kMapClusters);
+    for (uint64_t i = 0; i + length <= kMapClusters; i += length) map.AddRun(i, length, weight);
+  }
+  state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(kMapClusters));
+}
+BENCHMARK(AddRuns)->ArgsProduct({{2, 64, 8192}, {1, 30}})->Unit(benchmark::kMillisecond);
+
+// --- Comparing ---
+
+// 64 refcounts of 16 bits at a time, some of them 0, 1 and larger.
+std::vector<uint8_t> MixedRefcounts() {
+  std::vector<uint8_t> block(64u << 10);
+  for (uint64_t i = 0; i < block.size() / 2; ++i) StoreRefcount(block.data(), i, 4, i * 7 % 5);
+  return block;
+}
+
+void LoadWords(benchmark::State& state) {
+  const std::vector<uint8_t> block = MixedRefcounts();
+  for (auto _ : state) {
+    for (uint64_t at = 0; at < block.size(); at += kWordClusters * 2) {
+      benchmark::DoNotOptimize(LoadRefcountWord16(&block[at]));
+    }
+  }
+  state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(block.size() / 2));
+}
+BENCHMARK(LoadWords)->Unit(benchmark::kMicrosecond);
+
+void CompareWords(benchmark::State& state) {
+  const std::vector<uint8_t> block = MixedRefcounts();
+  const std::vector<uint8_t> counts(kWordClusters, 3);
+  for (auto _ : state) {
+    for (uint64_t at = 0; at < block.size(); at += kWordClusters * 2) {
+      benchmark::DoNotOptimize(DifferingRefcounts16(&block[at], counts.data()));
+    }
+  }
+  state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(block.size() / 2));
+}
+BENCHMARK(CompareWords)->Unit(benchmark::kMicrosecond);
 
 // --- Whole checks ---
 
