@@ -324,9 +324,9 @@ bool SnapshotPlanner::RestoreL1Tables() {
     GuessUnreferencedL1(entries_[i], among_all);
   }
   for (const auto& [finding, guess] : right) {
-    const auto same = std::count_if(right.begin(), right.end(), [&](const auto& other) {
-      return other.second.bytes == guess.bytes;
-    });
+    const auto same = std::count_if(
+        right.begin(), right.end(),
+        [&bytes = guess.bytes](const auto& other) { return other.second.bytes == bytes; });
     const bool is_offset = guess.bytes.size() == 8;
     if (!is_offset || same == 1) return WriteRight(*finding, {guess});
   }
