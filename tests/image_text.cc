@@ -1,5 +1,5 @@
-// Reads qtxt line by line into the image's bytes. corpora/qtxt.py reads the same grammar; both must
-// refuse the same texts.
+// Reads qtxt line by line into the image's bytes, and writes it. corpora/qtxt.py reads the same
+// grammar; both must refuse the same texts.
 #include "tests/image_text.h"
 
 #include <algorithm>
@@ -21,7 +21,10 @@ namespace qcow2check::testing {
 namespace {
 
 // A test image is kept whole in memory, several at a time.
-constexpr uint64_t kMaxImageSize = uint64_t{64} << 20;
+constexpr uint64_t kMaxWholeImageBytes = uint64_t{64} << 20;
+constexpr uint64_t kMaxNamedBytes = kMaxWholeImageBytes;
+// More than any file system has; offsets in tables have 56 bits, too.
+constexpr uint64_t kMaxSparseImageBytes = uint64_t{1} << 56;
 
 // `OFFSET: HEX... [* COUNT]`: `unit`, `times` times over, from `offset`.
 struct Run {
@@ -64,7 +67,7 @@ absl::StatusOr<std::string> ParseHexGroups(absl::string_view text) {
   return bytes;
 }
 
-absl::StatusOr<Run> ParseRun(absl::string_view line) {
+absl::StatusOr<Run> ParseRun(absl::string_view line, uint64_t max_size_bytes) {
   const std::pair<absl::string_view, absl::string_view> parts =
       absl::StrSplit(line, absl::MaxSplits(':', 1));
   if (parts.first.size() == line.size()) {
@@ -86,32 +89,38 @@ absl::StatusOr<Run> ParseRun(absl::string_view line) {
   if (!offset.ok()) return offset.status();
   run.offset = *offset;
   // Bounded before anything is multiplied or added, so that Run::end cannot overflow.
-  if (run.offset > kMaxImageSize || run.times > kMaxImageSize / run.unit.size()) {
-    return absl::InvalidArgumentError("bytes past 64 MiB, the largest image read from text");
+  if (run.offset > max_size_bytes || run.times > kMaxNamedBytes / run.unit.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("bytes past ", max_size_bytes >> 20,
+                                                   " MiB, the largest image read from text"));
   }
   return run;
 }
 
 // What the lines of a text say, before they are checked against each other.
 struct Description {
-  std::optional<uint64_t> size;
-  std::vector<Run> runs;
+  uint64_t max_size_bytes = 0;
+  std::optional<uint64_t> size = {};
+  std::vector<Run> runs = {};
+  uint64_t named_bytes = 0;
 
   absl::Status AddLine(absl::string_view line, int number) {
     const std::pair<absl::string_view, absl::string_view> words =
         absl::StrSplit(line, absl::MaxSplits(' ', 1));
     if (words.first != "size") {
-      absl::StatusOr<Run> run = ParseRun(line);
+      absl::StatusOr<Run> run = ParseRun(line, max_size_bytes);
       if (!run.ok()) return run.status();
       run->line = number;
+      named_bytes += run->unit.size() * run->times;
+      if (named_bytes > kMaxNamedBytes) return absl::InvalidArgumentError("over 64 MiB of bytes");
       runs.push_back(*std::move(run));
       return absl::OkStatus();
     }
     if (size.has_value()) return absl::InvalidArgumentError("a second size");
     const absl::StatusOr<uint64_t> value = ParseNumber(words.second);
     if (!value.ok()) return value.status();
-    if (*value > kMaxImageSize) {
-      return absl::InvalidArgumentError("a size over 64 MiB, the largest image read from text");
+    if (*value > max_size_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat("a size over ", max_size_bytes >> 20,
+                                                     " MiB, the largest image read from text"));
     }
     size = *value;
     return absl::OkStatus();
@@ -122,32 +131,35 @@ absl::Status AtLine(int line, absl::string_view message) {
   return absl::InvalidArgumentError(absl::StrCat("line ", line, ": ", message));
 }
 
-absl::StatusOr<std::vector<uint8_t>> BuildImage(Description description) {
+absl::StatusOr<SparseFile> BuildImage(Description description) {
   if (!description.size.has_value()) return AtLine(1, "no size line");
   std::stable_sort(description.runs.begin(), description.runs.end(),
                    [](const Run& a, const Run& b) { return a.offset < b.offset; });
-  std::vector<uint8_t> image(*description.size);
+  SparseFile image(*description.size);
   uint64_t end = 0;
+  std::vector<uint8_t> bytes;
   for (const Run& run : description.runs) {
     if (run.offset < end) {
       return AtLine(run.line,
                     absl::StrCat("bytes at 0x", absl::Hex(run.offset), " are given twice"));
     }
     end = run.end();
-    if (end > image.size()) {
+    if (end > image.size_bytes()) {
       return AtLine(run.line, absl::StrCat("bytes end at 0x", absl::Hex(end), ", past the size 0x",
-                                           absl::Hex(image.size())));
+                                           absl::Hex(image.size_bytes())));
     }
-    auto dst = image.begin() + static_cast<std::ptrdiff_t>(run.offset);
-    for (uint64_t i = 0; i < run.times; ++i) dst = std::copy(run.unit.begin(), run.unit.end(), dst);
+    bytes.clear();
+    for (uint64_t i = 0; i < run.times; ++i) {
+      bytes.insert(bytes.end(), run.unit.begin(), run.unit.end());
+    }
+    const absl::Status status = image.WriteAt(HostOffset{run.offset}, bytes);
+    if (!status.ok()) return status;
   }
   return image;
 }
 
-}  // namespace
-
-absl::StatusOr<std::vector<uint8_t>> ParseImageText(absl::string_view text) {
-  Description description;
+absl::StatusOr<SparseFile> Parse(absl::string_view text, uint64_t max_size_bytes) {
+  Description description{.max_size_bytes = max_size_bytes};
   int number = 0;
   for (const absl::string_view raw_line : absl::StrSplit(text, '\n')) {
     ++number;
@@ -158,6 +170,68 @@ absl::StatusOr<std::vector<uint8_t>> ParseImageText(absl::string_view text) {
     if (!status.ok()) return AtLine(number, status.message());
   }
   return BuildImage(std::move(description));
+}
+
+// The unit that is left out (zeros) or folded (equal neighbours), and how many make a line.
+constexpr uint64_t kWordBytes = 8;
+constexpr uint64_t kWordsInLine = 2;
+
+void AppendLine(uint64_t offset, absl::string_view bytes, uint64_t times, std::string& text) {
+  absl::StrAppend(&text, "0x", absl::Hex(offset), ": ", absl::BytesToHexString(bytes));
+  if (times > 1) absl::StrAppend(&text, " * ", times);
+  text += '\n';
+}
+
+// The lines of a page or of what there is of it.
+void AppendLines(uint64_t offset, absl::string_view bytes, std::string& text) {
+  const auto word = [&](uint64_t at) { return bytes.substr(at, kWordBytes); };
+  const auto is_zero = [&](uint64_t at) {
+    return word(at).find_first_not_of('\0') == absl::string_view::npos;
+  };
+  for (uint64_t at = 0; at < bytes.size();) {
+    uint64_t end = at + word(at).size();
+    while (end < bytes.size() && word(end) == word(at)) end += word(end).size();
+    const uint64_t times = (end - at) / word(at).size();
+    if (is_zero(at)) {
+      at = end;
+    } else if (times > kWordsInLine) {
+      AppendLine(offset + at, word(at), times, text);
+      at = end;
+    } else {
+      end = at;
+      do {
+        end += word(end).size();
+      } while (end < bytes.size() && end - at < kWordsInLine * kWordBytes && !is_zero(end));
+      AppendLine(offset + at, bytes.substr(at, end - at), 1, text);
+      at = end;
+    }
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<uint8_t>> ParseImageText(absl::string_view text) {
+  const absl::StatusOr<SparseFile> image = Parse(text, kMaxWholeImageBytes);
+  if (!image.ok()) return image.status();
+  return image->Bytes();
+}
+
+absl::StatusOr<SparseFile> ParseSparseImage(absl::string_view text) {
+  return Parse(text, kMaxSparseImageBytes);
+}
+
+std::string FormatImageText(const SparseFile& image) {
+  std::string text = absl::StrCat("size 0x", absl::Hex(image.size_bytes()), "\n");
+  for (uint64_t at = 0;;) {
+    const Extent data = image.NextData(HostOffset{at});
+    if (data.empty()) return text;
+    for (at = data.begin_bytes; at < data.end_bytes; at += SparseFile::kPageBytes) {
+      const std::vector<uint8_t> page =
+          image.Bytes(at, std::min(SparseFile::kPageBytes, data.end_bytes - at));
+      AppendLines(at, {reinterpret_cast<const char*>(page.data()), page.size()}, text);
+    }
+    at = data.end_bytes;
+  }
 }
 
 absl::StatusOr<std::vector<uint8_t>> LoadCorpusImage(absl::string_view name) {

@@ -83,6 +83,30 @@ TEST(ImageTextTest, MemoryIsBoundedWhateverTheTextClaims) {
   EXPECT_THAT(ErrorOf("size 1\n0xffffffffffffffff: 0102"), HasSubstr("past 64 MiB"));
 }
 
+TEST(ImageTextTest, ASparseImageMayBeAsLongAsAnImageClaims) {
+  const absl::StatusOr<SparseFile> image =
+      ParseSparseImage("size 0x100000000000000\n0xfffffffffffff8: 01\n0x1ffe: 02030405");
+  ASSERT_TRUE(image.ok()) << image.status();
+  EXPECT_EQ(image->size_bytes(), uint64_t{1} << 56);
+  EXPECT_EQ(image->stored_bytes(), 3 * SparseFile::kPageBytes);
+  EXPECT_EQ(image->Word(0xfffffffffffff8), uint64_t{1} << 56);
+  EXPECT_FALSE(ParseSparseImage("size 0x100000000000001").ok());
+  EXPECT_FALSE(ParseSparseImage("size 0x100000000000000\n0: 01 * 0x4000001").ok());
+}
+
+TEST(ImageTextTest, WhatIsWrittenReadsTheSame) {
+  const std::string texts[] = {"size 0", "size 5\n1: 0203",
+                               "size 0x7000\n0: 01 * 40\n77: 02 * 99\n0x2ffc: ffffffff * 9",
+                               "size 0x100000000000000\n0xfffffffffffff1: 0102030405 * 3"};
+  for (const std::string& text : texts) {
+    const absl::StatusOr<SparseFile> image = ParseSparseImage(text);
+    ASSERT_TRUE(image.ok()) << image.status();
+    const absl::StatusOr<SparseFile> again = ParseSparseImage(FormatImageText(*image));
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_TRUE(*again == *image) << FormatImageText(*image);
+  }
+}
+
 TEST(ImageTextTest, TheSeedIsTheListedImage) {
   const absl::StatusOr<std::vector<uint8_t>> image = LoadCorpusImage("seeds/listing-v2-4k.qtxt");
   ASSERT_TRUE(image.ok()) << image.status();
