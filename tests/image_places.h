@@ -1,5 +1,5 @@
-// Where everything is in a sound image: the words and tables that can be damaged, and the clusters
-// that hold what the guest or a snapshot would miss. For images of the builder and of QEMU alike.
+// Where everything is in an image: the words and tables that can be damaged, and the clusters that
+// hold what the guest or a snapshot would miss. For images of the builder and of QEMU alike.
 #ifndef QCOW2CHECK_TESTS_IMAGE_PLACES_H_
 #define QCOW2CHECK_TESTS_IMAGE_PLACES_H_
 
@@ -9,6 +9,7 @@
 
 #include "absl/strings/string_view.h"
 #include "common/geometry.h"
+#include "tests/sparse_file.h"
 
 namespace qcow2check::testing {
 
@@ -49,7 +50,9 @@ struct ImagePlaces {
   std::vector<PlacedWord> WordsOf(PlaceKind kind) const;
 };
 
-// The image must be sound: its tables are believed.
+// Tables are believed, as far as there are bytes for them: of a damaged image, what its tables say.
+// Nothing if the header leads nowhere. At most some 100,000 words; the rest is left out.
+ImagePlaces PlacesOf(const SparseFile& image);
 ImagePlaces PlacesOf(const std::vector<uint8_t>& image);
 
 }  // namespace qcow2check::testing

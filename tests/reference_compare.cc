@@ -176,6 +176,7 @@ Report CheckBytes(const std::vector<uint8_t>& bytes, uint64_t max_findings) {
 std::string WhyNotComparable(const Report& report) {
   for (const CodeTotal& total : report.code_totals) {
     switch (total.code) {
+      case FindingCode::kHeaderLost:
       case FindingCode::kL2TableLost:
       case FindingCode::kL2TableTorn:
       case FindingCode::kL1Lost:
