@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
 #include <optional>
 #include <utility>
 
@@ -17,23 +16,14 @@
 #include "common/refcount_block.h"
 #include "gtest/gtest.h"
 #include "repair/undo.h"
+#include "tests/plain_promises.h"
 
 namespace qcow2check::testing {
 namespace {
 
-// More than nearly all damaged images have of one code. Where there are more, the rest counts as
-// listed like those that are.
-constexpr CheckOptions kListMost = {.max_findings = 5000};
-
-// A file whose bytes outlive it.
-class KeptFile : public MemoryFile {
- public:
-  explicit KeptFile(std::vector<uint8_t>& kept) : MemoryFile({}), kept_(kept) {}
-  ~KeptFile() override { kept_ = bytes(); }
-
- private:
-  std::vector<uint8_t>& kept_;
-};
+RepairedImage Whole(const RepairRun& run) {
+  return {run.after.Bytes(), run.undo_log.Bytes(), run.result};
+}
 
 Header HeaderOf(const std::vector<uint8_t>& image) {
   return DecodeHeader(
@@ -114,13 +104,6 @@ std::vector<ContentFate> FatesOfData(const CorpusImage& sound, const std::vector
 
 // --- Findings ---
 
-bool IsCutOff(const Report& report, FindingCode code) {
-  return std::any_of(report.code_totals.begin(), report.code_totals.end(),
-                     [&](const CodeTotal& row) {
-                       return row.code == code && row.findings > kListMost.max_findings;
-                     });
-}
-
 // Whether one of the findings of `code` covers the place.
 bool Covers(const Report& report, FindingCode code, uint64_t offset) {
   return std::any_of(report.findings.begin(), report.findings.end(), [&](const Finding& finding) {
@@ -128,81 +111,6 @@ bool Covers(const Report& report, FindingCode code, uint64_t offset) {
     const uint64_t begin = finding.host_offset->bytes;
     return begin <= offset && offset < begin + std::max<uint64_t>(finding.length_bytes, 1);
   });
-}
-
-bool Overlap(const Finding& finding, HostOffset begin, uint64_t length) {
-  if (!finding.host_offset.has_value()) return true;
-  const uint64_t own_begin = finding.host_offset->bytes;
-  const uint64_t own_length = std::max<uint64_t>(finding.length_bytes, 1);
-  return begin.bytes < own_begin + own_length &&
-         own_begin < begin.bytes + std::max<uint64_t>(length, 1);
-}
-
-// Whether the result gives a reason why this is still there: for the finding that was there before,
-// or for what the plan came upon.
-bool IsDeclined(const RepairResult& result, const Finding& finding) {
-  for (const DeclinedRepair& row : result.plan.declined) {
-    if (row.code != finding.code || row.reason.empty()) continue;
-    if (!row.host_offset.has_value() || Overlap(finding, *row.host_offset, 1)) return true;
-  }
-  if (IsCutOff(result.before, finding.code)) return true;
-  for (size_t i = 0; i < result.before.findings.size(); ++i) {
-    const Finding& before = result.before.findings[i];
-    if (before.code != finding.code || result.repairs[i].status != RepairStatus::kDeclined)
-      continue;
-    if (result.repairs[i].reason.empty()) continue;
-    if (!before.host_offset || Overlap(finding, *before.host_offset, before.length_bytes))
-      return true;
-  }
-  return false;
-}
-
-std::string Words(const Finding& finding) {
-  return absl::StrCat(InfoOf(finding.code).name, " at 0x",
-                      absl::Hex(finding.host_offset.value_or(HostOffset{0}).bytes));
-}
-
-std::string Words(const Totals& totals) {
-  return absl::StrFormat("%d corruptions, %d leaks, %d check errors", totals.corruptions,
-                         totals.leaks, totals.check_errors);
-}
-
-bool SameTotals(const Totals& one, const Totals& other) {
-  return one.corruptions == other.corruptions && one.leaks == other.leaks &&
-         one.check_errors == other.check_errors;
-}
-
-// --- The plan ---
-
-// The image after the plan's writes, carried out by hand; a line for each that does not find what
-// the plan says is there.
-std::string ApplyByHand(const Plan& plan, std::vector<uint8_t>& image) {
-  std::string wrong;
-  std::vector<PlanStep> steps = plan.steps;
-  steps.push_back(plan.closing);
-  for (const PlanStep& step : steps) {
-    if (step.grow_to_bytes.has_value()) image.resize(*step.grow_to_bytes);
-    const std::vector<uint8_t> before = image;
-    for (const PlannedWrite& write : step.writes) {
-      if (write.offset_bytes + write.length_bytes > image.size()) {
-        return absl::StrCat("a write at 0x", absl::Hex(write.offset_bytes), " past the end\n");
-      }
-      std::vector<uint8_t> old = write.old_bytes;
-      if (old.empty()) old.resize(write.length_bytes);
-      const auto place = static_cast<int64_t>(write.offset_bytes);
-      if (!std::equal(old.begin(), old.end(), image.begin() + place)) {
-        absl::StrAppend(&wrong, "not the old bytes of the plan at 0x",
-                        absl::Hex(write.offset_bytes), "\n");
-      }
-      std::vector<uint8_t> bytes = write.new_bytes;
-      if (write.copy_from_bytes.has_value()) {
-        const auto from = before.begin() + static_cast<int64_t>(*write.copy_from_bytes);
-        bytes.assign(from, from + static_cast<int64_t>(write.length_bytes));
-      }
-      std::copy(bytes.begin(), bytes.end(), image.begin() + place);
-    }
-  }
-  return wrong;
 }
 
 // --- The promises ---
@@ -213,64 +121,21 @@ class Promises {
       : sound_(sound), damaged_(damaged) {}
 
   RepairOutcome Run() && {
-    outcome_.repaired = Repair(damaged_);
-    LookAtEnd(outcome_.repaired);
-    LookAtDryRun();
-    LookAtWhatRemains();
+    const RepairRun run = RunRepair(SparseFile(absl::MakeConstSpan(damaged_)));
+    outcome_.repaired = Whole(run);
+    outcome_.broken_promises = BrokenPlainPromises(run);
     LookAtDisk();
     LookAtSnapshots();
     LookAtData(outcome_.repaired);
-    LookAtSecondRepair(outcome_.repaired, {});
-    LookAtUndo(outcome_.repaired);
     LookAtLeaksMode();
     return std::move(outcome_);
   }
 
  private:
   void Break(absl::string_view promise, absl::string_view how) {
-    absl::StrAppend(&outcome_.broken_promises, promise, ": ", how, "\n");
+    AddBroken(promise, how, outcome_.broken_promises);
   }
   ImageBytes View(const std::vector<uint8_t>& image) const { return {image, sound_.data_file}; }
-
-  void LookAtEnd(const RepairedImage& repaired) {
-    if (!repaired.result.status.ok()) {
-      Break("A repair comes to its end", repaired.result.status.ToString());
-    }
-    if (repaired.bytes.size() < damaged_.size()) Break("No file is cut", "it is shorter now");
-  }
-
-  void LookAtDryRun() {
-    const RepairResult planned = PlanRepair(MemoryFile(damaged_), kListMost, {});
-    std::vector<uint8_t> image = damaged_;
-    const std::string wrong = ApplyByHand(planned.plan, image);
-    if (!wrong.empty()) Break("A plan knows what is there", wrong);
-    if (image != outcome_.repaired.bytes) {
-      Break("A repair does what the dry run said, no more", "the images differ");
-    }
-  }
-
-  // Clean, or listed.
-  void LookAtWhatRemains() {
-    const RepairResult& result = outcome_.repaired.result;
-    const Report after = CheckImage(MemoryFile(outcome_.repaired.bytes), kListMost);
-    if (!SameTotals(after.totals, result.after.totals)) {
-      Break("The report after a repair is of the image as it is",
-            absl::StrCat(Words(after.totals), " instead of ", Words(result.after.totals)));
-    }
-    if (!SameTotals(after.totals, result.plan.remaining)) {
-      Break("A plan says what will remain",
-            absl::StrCat(Words(after.totals), " instead of ", Words(result.plan.remaining)));
-    }
-    if (!result.plan.refused.empty()) return;
-    for (const Finding& finding : after.findings) {
-      const Tally tally = InfoOf(finding.code).tally;
-      if (tally != Tally::kCorruptions && tally != Tally::kLeaks) continue;
-      if (finding.code == FindingCode::kLeakSuspicious) continue;  // held back
-      if (IsDeclined(result, finding)) continue;
-      Break("What remains was declined, with a reason", Words(finding));
-      return;
-    }
-  }
 
   void LookAtDisk() {
     const uint64_t end = HeaderOf(sound_.bytes).size;
@@ -350,27 +215,10 @@ class Promises {
     }
   }
 
-  void LookAtSecondRepair(const RepairedImage& repaired, const RepairOptions& options) {
-    const RepairResult again = PlanRepair(MemoryFile(repaired.bytes), kListMost, options);
-    if (again.plan.empty()) return;
-    std::string what;
-    for (const PlanStep& step : again.plan.steps) {
-      for (const PlannedWrite& write : step.writes) {
-        absl::StrAppend(&what, InfoOf(write.reason.code).name, " at 0x",
-                        absl::Hex(write.offset_bytes), "; ");
-      }
-    }
-    if (!again.plan.closing.writes.empty()) absl::StrAppend(&what, "feature bits");
-    Break("One repair is enough", absl::StrCat("a second would write ", what));
-  }
-
-  void LookAtUndo(const RepairedImage& repaired) {
-    if (Undo(repaired) != damaged_) Break("Undo gives back every byte", "the images differ");
-  }
-
   void LookAtLeaksMode() {
-    const RepairOptions options = {.mode = RepairMode::kLeaks};
-    const RepairedImage leaks = Repair(damaged_, options);
+    const RepairRun run = RunRepair(SparseFile(absl::MakeConstSpan(damaged_)),
+                                    RepairOptions{.mode = RepairMode::kLeaks});
+    const RepairedImage leaks = Whole(run);
     const Totals& found = leaks.result.before.totals;
     outcome_.leaks_mode_was_refused = found.corruptions + found.check_errors != 0;
     if (outcome_.leaks_mode_was_refused) {
@@ -378,10 +226,8 @@ class Promises {
         Break("leaks writes nothing while there is corruption", "it did");
       return;
     }
-    LookAtEnd(leaks);
+    outcome_.broken_promises += BrokenPlainPromises(run);
     LookAtData(leaks);
-    LookAtSecondRepair(leaks, options);
-    LookAtUndo(leaks);
     const uint64_t end = HeaderOf(sound_.bytes).size;
     const GuestView before = ReadDisk(View(damaged_), end);
     if (before.units != ReadDisk(View(leaks.bytes), end).units) {
@@ -397,14 +243,7 @@ class Promises {
 }  // namespace
 
 RepairedImage Repair(const std::vector<uint8_t>& image, const RepairOptions& options) {
-  RepairedImage repaired;
-  MemoryFile file(image);
-  repaired.result = RepairImage(file, kListMost, options,
-                                [&]() -> absl::StatusOr<std::unique_ptr<WritableImageFile>> {
-                                  return std::make_unique<KeptFile>(repaired.undo_log);
-                                });
-  repaired.bytes = file.bytes();
-  return repaired;
+  return Whole(RunRepair(SparseFile(absl::MakeConstSpan(image)), options));
 }
 
 std::vector<uint8_t> Undo(const RepairedImage& repaired) {
