@@ -1,0 +1,9 @@
+// The records of the format: whatever the bytes are, they decode to something or to nothing.
+#include "fuzz/properties.h"
+#include "fuzz/target.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace qcow2check::testing;
+  Require(BrokenByRecords({data, size}));
+  return 0;
+}

@@ -1,0 +1,12 @@
+// Check, plan, apply, check again, undo.
+#include <optional>
+
+#include "fuzz/properties.h"
+#include "fuzz/target.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace qcow2check::testing;
+  const std::optional<SparseFile> image = ImageOf({data, size});
+  if (image.has_value()) Require(BrokenByRepair(*image));
+  return 0;
+}
