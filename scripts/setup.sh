@@ -8,6 +8,7 @@ build_packages=(g++ cmake ninja-build pkg-config libabsl-dev nlohmann-json3-dev 
 seed_packages=(python3)
 test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev libbenchmark-dev qemu-utils nbdkit gnutls-bin)
 format_packages=(clang-format)
+fuzz_packages=(clang libclang-rt-14-dev llvm)
 
 say() { echo "$@" >&2; }
 
