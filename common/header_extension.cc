@@ -30,7 +30,8 @@ HeaderExtensionList ParseHeaderExtensions(absl::Span<const uint8_t> first_cluste
     const uint64_t data_end = data_at + extension.length_bytes;
     extension.data.assign(first_cluster.begin() + static_cast<int64_t>(data_at),
                           first_cluster.begin() + static_cast<int64_t>(data_end));
-    const uint64_t next = std::min(RoundUp(data_end, 8), end);
+    // Padding follows the length, not the place: behind a header of odd length nothing is aligned.
+    const uint64_t next = std::min(data_at + RoundUp(extension.length_bytes, uint64_t{8}), end);
     extension.padding_is_zero = std::all_of(first_cluster.begin() + static_cast<int64_t>(data_end),
                                             first_cluster.begin() + static_cast<int64_t>(next),
                                             [](uint8_t byte) { return byte == 0; });
