@@ -111,7 +111,9 @@ bool PlanNote(CheckState& state, PlanBuilder& plan) {
     name_moves_to = RoundUp(std::max(end, name_end), 8);
     extension.resize(std::max(end, name_end) - head);
     if (!CopyBackingName(state, plan, name_moves_to)) return false;
-  } else if (!CanTake(state.first_cluster, head, extension)) {
+  } else if (!CanTake(state.first_cluster, head + kHeadBytes,
+                      absl::MakeConstSpan(extension).subspan(kHeadBytes))) {
+    // The head is the end marker's, whose length says nothing.
     return false;
   }
   if (head + extension.size() <= kSectorBytes) {
