@@ -8,6 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/check.h"
+#include "common/checked_math.h"
+#include "common/header.h"
+#include "common/header_extension.h"
 #include "repair/undo.h"
 
 namespace qcow2check::testing {
@@ -34,9 +37,10 @@ bool IsCutOff(const Report& report, FindingCode code) {
 bool Overlap(const Finding& finding, HostOffset begin, uint64_t length) {
   if (!finding.host_offset.has_value()) return true;
   const uint64_t own_begin = finding.host_offset->bytes;
-  const uint64_t own_length = std::max<uint64_t>(finding.length_bytes, 1);
-  return begin.bytes < own_begin + own_length &&
-         own_begin < begin.bytes + std::max<uint64_t>(length, 1);
+  const uint64_t own_last =
+      SaturatingAdd(own_begin, std::max<uint64_t>(finding.length_bytes, 1) - 1);
+  const uint64_t last = SaturatingAdd(begin.bytes, std::max<uint64_t>(length, 1) - 1);
+  return begin.bytes <= own_last && own_begin <= last;
 }
 
 // Whether the result gives a reason why this is still there: for the finding that was there before,
@@ -155,9 +159,28 @@ void LookAtWhatRemains(const RepairRun& run, std::string& broken) {
   }
 }
 
+// Where a repair removes what shows that orphans may be worth something it leaves a note in the
+// header. If bytes that mean nothing are in its place there is no note, and the next repair does
+// not know why the orphans were kept.
+bool IsForgetful(const SparseFile& before, const Plan& again) {
+  constexpr uint64_t kNoteBytes = 8 + kRepairNoteBytes;
+  for (const PlanStep& step : again.steps) {
+    for (const PlannedWrite& write : step.writes) {
+      if (write.reason.action != RepairAction::kLowerRefcount) return false;
+    }
+  }
+  const Header header = DecodeHeader(before.Bytes(0, kHeaderBytesKnown));
+  const uint64_t area = std::min(header.cluster_size(), before.size_bytes());
+  const HeaderExtensionList list =
+      ParseHeaderExtensions(before.Bytes(0, area), header.header_length, area);
+  const std::vector<uint8_t> place = before.Bytes(list.end_bytes, kNoteBytes);
+  return !list.has_end_marker || list.end_bytes + kNoteBytes > area ||
+         std::any_of(place.begin(), place.end(), [](uint8_t byte) { return byte != 0; });
+}
+
 void LookAtSecondRepair(const RepairRun& run, std::string& broken) {
   const RepairResult again = PlanRepair(run.after, ListMost(), run.options);
-  if (again.plan.empty()) return;
+  if (again.plan.empty() || IsForgetful(run.before, again.plan)) return;
   std::string what;
   for (const PlanStep& step : again.plan.steps) {
     for (const PlannedWrite& write : step.writes) {
