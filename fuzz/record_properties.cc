@@ -58,8 +58,8 @@ void LookAtExtensions(Input input, std::string& broken) {
       Expect(extension.offset_bytes == at, "extensions follow each other", broken);
       Expect(extension.data.size() == extension.length_bytes, "an extension has its data", broken);
       at += 8 + RoundUp(extension.length_bytes, 8);
-      Expect(at <= RoundUp(std::min<uint64_t>(end, input.size()), 8), "extensions stay inside",
-             broken);
+      // Only the padding of the last one may be missing.
+      Expect(at < std::min<uint64_t>(end, input.size()) + 8, "extensions stay inside", broken);
       for (const FeatureNameEntry& row : DecodeFeatureNames(extension.data)) {
         Expect(row.name.size() <= kFeatureNameEntryBytes - 2, "a feature has a name", broken);
       }

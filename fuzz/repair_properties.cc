@@ -127,7 +127,7 @@ class RepairTrial {
       : dice_(SeedOf(image)), run_(RunRepair(image, OptionsOf(dice_))) {}
 
   std::string Run() && {
-    broken_ = BrokenPlainPromises(run_);
+    broken_ = BrokenPlainPromises(run_, SecondRepair::kMayGoOnAfterLosses);
     if (run_.result.before.findings.size() < 100 || dice_.Percent(5)) LookAtOutputs();
     if (run_.options.mode == RepairMode::kLeaks) LookAtLeaksMode();
     if (IsWhole(run_.before) && IsWhole(run_.after)) {

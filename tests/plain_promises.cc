@@ -178,19 +178,45 @@ bool IsForgetful(const SparseFile& before, const Plan& again) {
          std::any_of(place.begin(), place.end(), [](uint8_t byte) { return byte != 0; });
 }
 
-void LookAtSecondRepair(const RepairRun& run, std::string& broken) {
-  const RepairResult again = PlanRepair(run.after, ListMost(), run.options);
-  if (again.plan.empty() || IsForgetful(run.before, again.plan)) return;
+std::string WritesOf(const Plan& plan) {
   std::string what;
-  for (const PlanStep& step : again.plan.steps) {
+  for (const PlanStep& step : plan.steps) {
     for (const PlannedWrite& write : step.writes) {
       absl::StrAppend(&what, InfoOf(write.reason.code).name, " at 0x",
                       absl::Hex(write.offset_bytes), "; ");
     }
   }
-  if (!again.plan.closing.writes.empty()) absl::StrAppend(&what, "feature bits; ");
-  if (!again.plan.discards.empty()) absl::StrAppend(&what, "holes");
-  AddBroken("One repair is enough", absl::StrCat("a second would write ", what), broken);
+  if (!plan.closing.writes.empty()) absl::StrAppend(&what, "feature bits; ");
+  if (!plan.discards.empty()) absl::StrAppend(&what, "holes");
+  return what;
+}
+
+bool GivesUpData(const Plan& plan) {
+  return std::any_of(plan.steps.begin(), plan.steps.end(), [](const PlanStep& step) {
+    return std::any_of(step.writes.begin(), step.writes.end(), [](const PlannedWrite& write) {
+      return write.reason.safety != RepairSafety::kLossless ||
+             write.reason.action == RepairAction::kCopyOut;
+    });
+  });
+}
+
+void LookAtSecondRepair(const RepairRun& run, std::string& broken) {
+  const RepairResult again = PlanRepair(run.after, ListMost(), run.options);
+  if (again.plan.empty() || IsForgetful(run.before, again.plan)) return;
+  AddBroken("One repair is enough", absl::StrCat("a second would write ", WritesOf(again.plan)),
+            broken);
+}
+
+void LookAtLaterRepairs(const RepairRun& run, std::string& broken) {
+  if (!GivesUpData(run.result.plan)) return LookAtSecondRepair(run, broken);
+  constexpr int kMostRepairs = 5;
+  RepairRun last = run;
+  for (int i = 0; i < kMostRepairs && !last.result.plan.empty(); ++i) {
+    last = RunRepair(last.after, last.options);
+  }
+  if (last.result.plan.empty()) return;
+  AddBroken("Repairs come to an end", absl::StrCat("the last wrote ", WritesOf(last.result.plan)),
+            broken);
 }
 
 void LookAtUndo(const RepairRun& run, std::string& broken) {
@@ -225,12 +251,17 @@ SparseFile UndoRun(const RepairRun& run, std::string& why) {
   return image;
 }
 
-std::string BrokenPlainPromises(const RepairRun& run) {
+std::string BrokenPlainPromises(const RepairRun& run, SecondRepair second) {
   std::string broken;
-  for (const auto look :
-       {&LookAtEnd, &LookAtDryRun, &LookAtWhatRemains, &LookAtSecondRepair, &LookAtUndo}) {
-    look(run, broken);
+  LookAtEnd(run, broken);
+  LookAtDryRun(run, broken);
+  LookAtWhatRemains(run, broken);
+  if (second == SecondRepair::kWritesNothing) {
+    LookAtSecondRepair(run, broken);
+  } else {
+    LookAtLaterRepairs(run, broken);
   }
+  LookAtUndo(run, broken);
   return broken;
 }
 

@@ -32,8 +32,12 @@ RepairRun RunRepair(const SparseFile& image, const RepairOptions& options = {});
 // What the undo of the repair leaves; `why` says why it could not be undone.
 SparseFile UndoRun(const RepairRun& run, std::string& why);
 
+// What a second repair may do. What the first one gave up was evidence, too: of images that make
+// hardly any sense the second may find out more without it. In the end there is nothing to do.
+enum class SecondRepair { kWritesNothing, kMayGoOnAfterLosses };
+
 // A line for each promise that the repair did not keep.
-std::string BrokenPlainPromises(const RepairRun& run);
+std::string BrokenPlainPromises(const RepairRun& run, SecondRepair second);
 
 // "promise: how\n"
 void AddBroken(absl::string_view promise, absl::string_view how, std::string& broken);

@@ -123,7 +123,7 @@ class Promises {
   RepairOutcome Run() && {
     const RepairRun run = RunRepair(SparseFile(absl::MakeConstSpan(damaged_)));
     outcome_.repaired = Whole(run);
-    outcome_.broken_promises = BrokenPlainPromises(run);
+    outcome_.broken_promises = BrokenPlainPromises(run, SecondRepair::kWritesNothing);
     LookAtDisk();
     LookAtSnapshots();
     LookAtData(outcome_.repaired);
@@ -226,7 +226,7 @@ class Promises {
         Break("leaks writes nothing while there is corruption", "it did");
       return;
     }
-    outcome_.broken_promises += BrokenPlainPromises(run);
+    outcome_.broken_promises += BrokenPlainPromises(run, SecondRepair::kWritesNothing);
     LookAtData(leaks);
     const uint64_t end = HeaderOf(sound_.bytes).size;
     const GuestView before = ReadDisk(View(damaged_), end);
