@@ -26,7 +26,7 @@ namespace {
 
 // Longer inputs are slow to change; their text is short.
 constexpr uint64_t kMostImageBytes = 16 << 10;
-constexpr uint64_t kMostTextBytes = 16 << 10;
+constexpr uint64_t kMostTextBytes = 32 << 10;
 
 struct Feature {
   std::string name;
