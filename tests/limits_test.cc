@@ -105,6 +105,9 @@ TEST(LimitsTest, ProgressEndsWhereItWasExpected) {
 }
 
 TEST(LimitsTest, InsideTheLimitsThatCloudsSet) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "a sanitizer needs more address space than that for itself";
+#endif
   TempDir dir;
   const std::string path = dir.Write("image.qcow2", ManyTables().bytes);
   const CommandResult result = RunCommand(
