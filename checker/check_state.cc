@@ -81,6 +81,12 @@ bool CheckState::MayGoOn() const {
   return false;
 }
 
+bool CheckState::LooksForHoles() const {
+  const uint64_t tables = l2_tables.size() + refcount_blocks.size();
+  return file.is_remote() ||
+         SaturatingMultiply(tables, geo().cluster_size()) > file.allocated_bytes();
+}
+
 uint64_t CheckState::threads() const {
   if (options.threads != 0) return options.threads;
   // Threads that wait for a network are cheap; more processors than this would wait for the memory.

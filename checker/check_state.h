@@ -207,6 +207,10 @@ struct CheckState {
   bool MayGoOn() const;
   StopReason stop_reason() const { return stop_reason_; }
 
+  // Whether tables in holes could make the check read more than the file has: then they are looked
+  // for. Behind a network a read costs so much that they always are.
+  bool LooksForHoles() const;
+
   // How many threads a pass should use.
   uint64_t threads() const;
 

@@ -19,7 +19,10 @@ void ClusterBatch::Read(const ImageFile& file, absl::Span<const uint64_t> offset
   size_t used = 0;
   for (const uint32_t i : by_place_) {
     const uint64_t offset = offsets_bytes[i];
-    if (file.IsHole({offset, std::min(offset + length_bytes, file.size_bytes())})) continue;
+    if (looks_for_holes_ &&
+        file.IsHole({offset, std::min(offset + length_bytes, file.size_bytes())})) {
+      continue;
+    }
     uint8_t* const place = &buffer_[used];
     pieces_[i].bytes = place;
     used += length_bytes;

@@ -90,6 +90,7 @@ class Comparison {
         // Without lazy refcounts the dirty bit is never set, but a set bit says the same.
         lazy_(state.header.Has(kDirty) && state.header.Has(kLazyRefcounts)),
         mapping_is_complete_(state.coverage.complete() && !state.l2_tables.empty()),
+        batch_(state.LooksForHoles()),
         sets_(state),
         findings_(state.geo().cluster_bits) {}
 

@@ -28,7 +28,9 @@ using VisitSlice =
 class TableReader {
  public:
   // For one thread.
-  explicit TableReader(const CheckState& state) : state_(state) {}
+  explicit TableReader(const CheckState& state)
+      : state_(state),
+        batches_{ClusterBatch(state.LooksForHoles()), ClusterBatch(state.LooksForHoles())} {}
 
   // Calls `visit` for the slices of every table of a part, in the order of `tables`; all slices of
   // one group of tables with the same l1_index come slice by slice, so that a visitor can compare

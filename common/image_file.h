@@ -59,6 +59,9 @@ class ImageFile {
     return {offset.bytes, size_bytes() > offset.bytes ? size_bytes() : offset.bytes};
   }
 
+  // About how many bytes of the file may be something other than zeros; its size if it cannot tell.
+  virtual uint64_t allocated_bytes() const { return size_bytes(); }
+
   // Whether the stretch, which is in the file, is known to read as zeros; costs less than a read.
   // Thread-safe.
   virtual bool IsHole(const Extent& extent) const {

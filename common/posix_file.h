@@ -28,8 +28,9 @@ class PosixFile : public ImageFile {
     return NextDataOf(file_, info_.size_bytes, offset);
   }
 
+  uint64_t allocated_bytes() const override { return info_.allocated_bytes; }
   bool IsHole(const Extent& extent) const override {
-    return info_.may_have_holes && IsHoleOf(file_, extent);
+    return info_.allocated_bytes < info_.size_bytes && IsHoleOf(file_, extent);
   }
   void ReadMany(absl::Span<ReadRequest> requests) const override {
     ReadManyOf(file_, info_.size_bytes, requests);

@@ -44,11 +44,13 @@ absl::StatusOr<PosixFileInfo> InfoOfImage(const FileDescriptor& file, const std:
   const off_t end = lseek(file.get(), 0, SEEK_END);
   if (end < 0) return OpenError(errno, path);
   if (end == 0) return absl::InvalidArgumentError(absl::StrCat("'", path, "' is empty"));
-  return PosixFileInfo{.size_bytes = static_cast<uint64_t>(end),
-                       .device = info.st_dev,
-                       .inode = info.st_ino,
-                       .is_block_device = S_ISBLK(info.st_mode),
-                       .may_have_holes = S_ISREG(info.st_mode) && info.st_blocks * 512 < end};
+  return PosixFileInfo{
+      .size_bytes = static_cast<uint64_t>(end),
+      .device = info.st_dev,
+      .inode = info.st_ino,
+      .is_block_device = S_ISBLK(info.st_mode),
+      .allocated_bytes = static_cast<uint64_t>(
+          S_ISREG(info.st_mode) ? std::min<off_t>(info.st_blocks * 512, end) : end)};
 }
 
 absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset,

@@ -34,7 +34,7 @@ struct PosixFileInfo {
   uint64_t device = 0;
   uint64_t inode = 0;
   bool is_block_device = false;
-  bool may_have_holes = false;  // false: asking for them would cost more than it saves
+  uint64_t allocated_bytes = 0;  // when it was opened; the size if there are no holes
 };
 
 // "cannot open 'path': ..."; kNotFound, kPermissionDenied or kUnavailable.

@@ -29,6 +29,7 @@ class PatchedFile : public ImageFile {
   void ReadMany(absl::Span<ReadRequest> requests) const override;
   bool is_remote() const override { return base_.is_remote(); }
   absl::Status connection_status() const override { return base_.connection_status(); }
+  uint64_t allocated_bytes() const override { return base_.allocated_bytes(); }
   bool IsHole(const Extent& extent) const override;
   Extent NextData(HostOffset offset) const override;
 

@@ -31,6 +31,7 @@ class CountingFile : public WritableImageFile {
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
   void ReadMany(absl::Span<ReadRequest> requests) const override;
   Extent NextData(HostOffset offset) const override { return file_->NextData(offset); }
+  uint64_t allocated_bytes() const override { return file_->allocated_bytes(); }
   bool IsHole(const Extent& extent) const override;
   absl::Status WriteAt(HostOffset offset, absl::Span<const uint8_t> src) override;
   absl::Status Resize(uint64_t size_bytes) override { return file_->Resize(size_bytes); }
