@@ -275,9 +275,11 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
       return Outcome::kHasNoRoomForNote;
     }
     if (plan.writes() == before && why_nothing.empty()) {
+      const uint64_t size_bytes = plan.image().size_bytes();
       for (const Planner planner : PlannersFor(state, options, attempt.evidence)) {
         planner(state, plan);
         if (plan.writes() != before) break;
+        plan.TakeBackGrowth(size_bytes);
       }
     }
     if (plan.writes() != before) continue;

@@ -156,6 +156,19 @@ void PlanBuilder::GrowTo(uint64_t size_bytes) {
   CurrentStep().step.grow_to_bytes = size_bytes;
 }
 
+void PlanBuilder::TakeBackGrowth(uint64_t size_bytes) {
+  if (image_.size_bytes() == size_bytes) return;
+  image_.Grow(size_bytes);
+  while (!steps_.empty() && steps_.back().step.grow_to_bytes > size_bytes) {
+    if (!steps_.back().step.writes.empty()) {
+      steps_.back().step.grow_to_bytes = size_bytes;
+      break;
+    }
+    steps_.pop_back();
+  }
+  Flush();
+}
+
 void PlanBuilder::Decline(FindingCode code, std::optional<HostOffset> host_offset,
                           std::string reason) {
   const uint64_t place = host_offset ? host_offset->bytes : kSaturated;

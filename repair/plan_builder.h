@@ -79,6 +79,9 @@ class PlanBuilder {
                     const PlanReason& reason);
   // Makes the file at least this long, before the writes of the current step.
   void GrowTo(uint64_t size_bytes);
+  // The file is `size_bytes` long again, as it was before a planner took room at the end that in
+  // the end it wrote nothing to.
+  void TakeBackGrowth(uint64_t size_bytes);
 
   // Says once that a finding is left as it is.
   void Decline(FindingCode code, std::optional<HostOffset> host_offset, std::string reason);

@@ -171,8 +171,11 @@ bool IsForgetful(const SparseFile& before, const Plan& again) {
   }
   const Header header = DecodeHeader(before.Bytes(0, kHeaderBytesKnown));
   const uint64_t area = std::min(header.cluster_size(), before.size_bytes());
-  const HeaderExtensionList list =
-      ParseHeaderExtensions(before.Bytes(0, area), header.header_length, area);
+  // As the header pass does where the length is impossible.
+  const bool is_length = header.version == 2 ||
+                         (kHeaderBytesV3 <= header.header_length && header.header_length <= area);
+  const HeaderExtensionList list = ParseHeaderExtensions(
+      before.Bytes(0, area), is_length ? header.header_length : kHeaderBytesV3, area);
   const std::vector<uint8_t> place = before.Bytes(list.end_bytes, kNoteBytes);
   return !list.has_end_marker || list.end_bytes + kNoteBytes > area ||
          std::any_of(place.begin(), place.end(), [](uint8_t byte) { return byte != 0; });
