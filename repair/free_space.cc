@@ -49,6 +49,8 @@ uint64_t FreeSpace::BehindCutOffSnapshotTable(uint64_t first, uint64_t count) co
 // end: they must not lead to our structures.
 bool FreeSpace::EndIsInDoubt() const {
   if (plan_.grows_in_doubt()) return false;
+  // How long its entries were cannot be told, and so not where it ended.
+  if (state_.findings.Has(FindingCode::kSnapshotTableInvalid)) return true;
   const uint64_t size = state_.geo().cluster_size();
   const uint64_t end = plan_.old_size_bytes() / size;
   if (refcounts_.HasBlockFor(end) && !plan_.old_blocks().contains(refcounts_.TableIndexOf(end))) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -213,7 +214,9 @@ absl::flat_hash_set<uint64_t> MappingTables(const CheckState& state) {
 // How the entries of an L1 table speak for it and against it.
 class L1Verdict {
  public:
-  explicit L1Verdict(const CheckState& state) : state_(state), tables_(MappingTables(state)) {}
+  // `tables`: those of MappingTables; must outlive this object.
+  L1Verdict(const CheckState& state, const absl::flat_hash_set<uint64_t>& tables)
+      : state_(state), tables_(tables) {}
 
   void Add(uint64_t entry) {
     const uint64_t offset = EntryOffset(entry);
@@ -232,36 +235,59 @@ class L1Verdict {
 
  private:
   const CheckState& state_;
-  const absl::flat_hash_set<uint64_t> tables_;
+  const absl::flat_hash_set<uint64_t>& tables_;
   bool sound_ = false;
   bool malformed_ = false;
   bool garbage_ = false;
 };
 
-bool SnapshotL1IsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot) {
-  const SnapshotEntry& entry = state.snapshots[snapshot];
-  std::vector<uint8_t> bytes(std::min<uint64_t>(uint64_t{entry.l1_size} * 8, kMaxPieceBytes));
-  if (!image.ReadAt(HostOffset{entry.l1_table_offset}, absl::MakeSpan(bytes)).ok()) return true;
-  L1Verdict verdict(state);
-  for (size_t at = 0; at < bytes.size(); at += 8) verdict.Add(Load64(&bytes[at]));
-  return verdict.in_doubt();
-}
+// The L1 tables of snapshots. Many snapshots may share one: each is looked at once.
+class SnapshotL1Tables {
+ public:
+  SnapshotL1Tables(const CheckState& state, const ImageFile& image)
+      : state_(state), image_(image), tables_(MappingTables(state)) {}
+
+  bool IsInDoubt(uint64_t snapshot) {
+    const SnapshotEntry& entry = state_.snapshots[snapshot];
+    const auto [known, is_new] = known_.try_emplace({entry.l1_table_offset, entry.l1_size}, false);
+    if (is_new) known->second = Judge(entry);
+    return known->second;
+  }
+
+ private:
+  bool Judge(const SnapshotEntry& entry) const {
+    std::vector<uint8_t> bytes(std::min<uint64_t>(uint64_t{entry.l1_size} * 8, kMaxPieceBytes));
+    if (!image_.ReadAt(HostOffset{entry.l1_table_offset}, absl::MakeSpan(bytes)).ok()) return true;
+    L1Verdict verdict(state_, tables_);
+    for (size_t at = 0; at < bytes.size(); at += 8) verdict.Add(Load64(&bytes[at]));
+    return verdict.in_doubt();
+  }
+
+  const CheckState& state_;
+  const ImageFile& image_;
+  const absl::flat_hash_set<uint64_t> tables_;
+  absl::flat_hash_map<std::pair<uint64_t, uint32_t>, bool> known_;
+};
 
 }  // namespace
 
 namespace {
 
-L1Verdict VerdictOnActiveL1(const CheckState& state) {
-  L1Verdict verdict(state);
+L1Verdict VerdictOnActiveL1(const CheckState& state, const absl::flat_hash_set<uint64_t>& tables) {
+  L1Verdict verdict(state, tables);
   for (const ActiveL1Entry& slot : state.active_l1) verdict.Add(slot.entry);
   return verdict;
 }
 
 }  // namespace
 
-bool ActiveL1IsInDoubt(const CheckState& state) { return VerdictOnActiveL1(state).in_doubt(); }
+bool ActiveL1IsInDoubt(const CheckState& state) {
+  return VerdictOnActiveL1(state, MappingTables(state)).in_doubt();
+}
 
-bool ActiveL1IsGarbage(const CheckState& state) { return VerdictOnActiveL1(state).is_garbage(); }
+bool ActiveL1IsGarbage(const CheckState& state) {
+  return VerdictOnActiveL1(state, MappingTables(state)).is_garbage();
+}
 
 bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
                HostOffset place) {
@@ -305,24 +331,36 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
   }
 }
 
-bool SnapshotIsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot) {
+absl::flat_hash_set<uint64_t> SnapshotsInDoubt(const CheckState& state, const ImageFile& image) {
+  absl::flat_hash_set<uint64_t> named, in_doubt;
+  absl::flat_hash_map<uint64_t, bool> l1_tables;  // whether what owns clusters there is in doubt
+  bool table_in_doubt = false;
   for (const Finding& finding : state.findings.findings()) {
+    if (finding.snapshot) named.insert(*finding.snapshot);
     const bool about_entry = finding.code == FindingCode::kSnapshotExtraTooLarge ||
                              finding.code == FindingCode::kSnapshotL1Invalid ||
                              finding.code == FindingCode::kSnapshotSizeMismatch;
-    if (about_entry && finding.snapshot == snapshot) return true;
+    if (about_entry && finding.snapshot) in_doubt.insert(*finding.snapshot);
+    if (!finding.host_offset) continue;
     for (const Owner& owner : finding.owners) {
-      const bool its_l1 =
-          owner.structure == Structure::kSnapshotL1Table && owner.snapshot == snapshot;
-      if ((its_l1 || owner.structure == Structure::kSnapshotTable) && finding.host_offset &&
-          IsInDoubt(state, image, owner, *finding.host_offset)) {
-        return true;
+      if (owner.structure == Structure::kSnapshotTable) {
+        table_in_doubt |= IsInDoubt(state, image, owner, *finding.host_offset);
+      } else if (owner.structure == Structure::kSnapshotL1Table && owner.snapshot) {
+        const auto [known, is_new] = l1_tables.try_emplace(owner.host_offset.bytes, false);
+        if (is_new) known->second = IsInDoubt(state, image, owner, *finding.host_offset);
+        if (known->second) in_doubt.insert(*owner.snapshot);
       }
     }
   }
-  return ReadPlausibleEntries(image, state.header.snapshots_offset, snapshot + 1).size() !=
-             snapshot + 1 ||
-         SnapshotL1IsInDoubt(state, image, snapshot);
+  if (named.empty() || table_in_doubt) return named;
+  const uint64_t wanted = *std::max_element(named.begin(), named.end()) + 1;
+  const uint64_t plausible =
+      ReadPlausibleEntries(image, state.header.snapshots_offset, wanted).size();
+  SnapshotL1Tables tables(state, image);
+  for (const uint64_t snapshot : named) {
+    if (snapshot >= plausible || tables.IsInDoubt(snapshot)) in_doubt.insert(snapshot);
+  }
+  return in_doubt;
 }
 
 bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image) {
@@ -336,11 +374,10 @@ bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image) {
   if (ReadPlausibleEntries(image, state.header.snapshots_offset, wanted).size() != wanted) {
     return true;
   }
-  absl::flat_hash_set<uint64_t> looked_at;
+  SnapshotL1Tables tables(state, image);
   for (const Finding& finding : state.findings.findings()) {
     if (finding.structure == Structure::kSnapshotL1Table && finding.snapshot &&
-        looked_at.insert(*finding.snapshot).second &&
-        SnapshotL1IsInDoubt(state, image, *finding.snapshot)) {
+        tables.IsInDoubt(*finding.snapshot)) {
       return true;
     }
     for (const Owner& owner : finding.owners) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "absl/container/flat_hash_set.h"
 #include "checker/check_state.h"
 #include "common/image_file.h"
 
@@ -27,9 +28,9 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
 // refer to may be no table, and orphans may be what a snapshot needs.
 bool SnapshotsAreInDoubt(const CheckState& state, const ImageFile& image);
 
-// The same of one snapshot: its entry or its L1 table, or an entry before it, whose length says
-// where its own is.
-bool SnapshotIsInDoubt(const CheckState& state, const ImageFile& image, uint64_t snapshot);
+// The same of each snapshot that a finding names, alone: those whose entry or L1 table is in doubt,
+// or an entry before it, whose length says where its own is. Looks at each L1 table once.
+absl::flat_hash_set<uint64_t> SnapshotsInDoubt(const CheckState& state, const ImageFile& image);
 
 // No sound entry of the active L1 table leads to an L2 table, and some are more than one flipped
 // bit away from one: what the header names is probably something else, and no place to write to.

@@ -80,15 +80,9 @@ class EntryPlanner {
         evidence_(state, plan, stored_),
         compressed_(state, stored_),
         places_(state),
-        l1_in_doubt_(ActiveL1IsInDoubt(state)) {
+        l1_in_doubt_(ActiveL1IsInDoubt(state)),
+        snapshots_in_doubt_(SnapshotsInDoubt(state, plan.image())) {
     for (const L2Table& table : state.l2_tables) weight_at_[table.offset_bytes] = table.weight;
-    absl::flat_hash_set<uint64_t> seen;
-    for (const Finding& finding : state.findings.findings()) {
-      if (finding.snapshot && seen.insert(*finding.snapshot).second &&
-          SnapshotIsInDoubt(state, plan.image(), *finding.snapshot)) {
-        snapshots_in_doubt_.insert(*finding.snapshot);
-      }
-    }
   }
 
   void PlanProven();
@@ -146,7 +140,7 @@ class EntryPlanner {
   CompressedEvidence compressed_;
   SoundPlaces places_;
   const bool l1_in_doubt_;
-  absl::flat_hash_set<uint64_t> snapshots_in_doubt_;
+  const absl::flat_hash_set<uint64_t> snapshots_in_doubt_;
   absl::flat_hash_set<uint64_t> decided_;              // places of entries
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
