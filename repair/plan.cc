@@ -251,6 +251,7 @@ enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kCollides };
 Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOptions& options,
                 const Attempt& attempt, WantedReport* wanted, Plan& made) {
   PlanBuilder plan(file, options, attempt.grows_in_doubt);
+  bool is_new_l1 = true;
   for (int round = 0; round < kMostRounds; ++round) {
     CheckState state(plan.image(), check);
     RunPasses(state, "orphans");
@@ -266,7 +267,9 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
         (HasLostPointers(state) || state.findings.Has(FindingCode::kOrphanL2Table))) {
       plan.ExpectLosses();
     }
-    if (round == 0 && state.findings.Has(FindingCode::kFileTruncated)) plan.ExpectCutOffPointers();
+    // Entries of what was no L1 table say nothing about where the file ended.
+    if (is_new_l1) plan.SetCutOff(state.findings.Has(FindingCode::kFileTruncated));
+    is_new_l1 = false;
     if (round != 0 && attempt.grows_in_doubt && LeadsBehindOldEnd(state, plan)) {
       return Outcome::kCollides;
     }
@@ -278,6 +281,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
       const uint64_t size_bytes = plan.image().size_bytes();
       for (const Planner planner : PlannersFor(state, options, attempt.evidence)) {
         planner(state, plan);
+        is_new_l1 = planner == PlanL1Table;
         if (plan.writes() != before) break;
         plan.TakeBackGrowth(size_bytes);
       }

@@ -39,8 +39,8 @@ class PlanBuilder {
   bool gives_up_evidence() const { return gives_up_evidence_; }
   // Set if the image had damaged pointers before the repair: orphans may be what they led to.
   void ExpectLosses() { expects_losses_ = true; }
-  // Set if the file had been cut off before the repair, whatever the repair has set right by now.
-  void ExpectCutOffPointers() { was_cut_off_ = true; }
+  // Whether the file had been cut off before the repair, whatever the repair has set right by now.
+  void SetCutOff(bool was_cut_off) { was_cut_off_ = was_cut_off; }
   bool was_cut_off() const { return was_cut_off_; }
   // Ranges of refcounts, by their index in the refcount table, that had a block which cannot be
   // found any more and was made anew: orphans may be the old blocks.
