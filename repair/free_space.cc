@@ -48,6 +48,8 @@ uint64_t FreeSpace::BehindCutOffSnapshotTable(uint64_t first, uint64_t count) co
 // The file may have been cut off, and tables whose place is not known yet may have led behind the
 // end: they must not lead to our structures.
 bool FreeSpace::EndIsInDoubt() const {
+  // A table of so many snapshots would end anywhere.
+  if (state_.findings.Has(FindingCode::kSnapshotTooMany)) return true;
   if (plan_.grows_in_doubt()) return false;
   // How long its entries were cannot be told, and so not where it ended.
   if (state_.findings.Has(FindingCode::kSnapshotTableInvalid)) return true;
