@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "absl/algorithm/container.h"
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
@@ -383,53 +382,6 @@ TEST_F(RepairCommandTest, AFullDiskForTheUndoFileStopsTheRepair) {
       RunBehind("trap '' XFSZ; ulimit -f 0; ", dir_.path(), {"--repair", "leaky.qcow2"});
   ExpectRefused(result, "nothing was changed");
   EXPECT_THAT(NewFiles(), IsEmpty());
-}
-
-// A loop device over a file, where we may make one.
-class LoopDevice {
- public:
-  explicit LoopDevice(const std::string& file) {
-    if (!HaveProgram("losetup")) return;
-    const CommandResult result = RunCommand({"losetup", "--find", "--show", file});
-    if (result.exit_code != 0) return;
-    path_ = std::string(absl::StripTrailingAsciiWhitespace(result.out));
-  }
-  ~LoopDevice() {
-    if (!path_.empty()) RunCommand({"losetup", "--detach", path_});
-  }
-  LoopDevice(const LoopDevice&) = delete;
-  LoopDevice& operator=(const LoopDevice&) = delete;
-
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-TEST_F(RepairCommandTest, ADeviceNeedsAnUndoFileElsewhere) {
-  const LoopDevice device(leaky_);
-  if (device.path().empty()) GTEST_SKIP() << "no loop devices here";
-  const CommandResult refused = Program({"--repair", device.path()});
-  ExpectRefused(refused, "the undo file of a device cannot lie beside it");
-  EXPECT_THAT(refused.err, HasSubstr("--undo-file=PATH"));
-  EXPECT_THAT(Program({"--repair", "-n", device.path()}).out, StartsWith("Note: the undo file of"));
-  const std::string undo = dir_.Path("undo");
-  EXPECT_EQ(Program({"--repair", "--undo-file=" + undo, device.path()}).exit_code, 0);
-  EXPECT_EQ(Program({device.path()}).exit_code, 0);
-  EXPECT_EQ(Program({"undo", undo, device.path()}).exit_code, 0);
-  EXPECT_EQ(Program({device.path()}).exit_code, 3);
-}
-
-TEST_F(RepairCommandTest, ADeviceStaysAsLongAsItIs) {
-  const LoopDevice device(damaged_);
-  if (device.path().empty()) GTEST_SKIP() << "no loop devices here";
-  // The copy needs a cluster, and there is none: it is left, and nothing else is.
-  const CheckedImage result = CheckWithProgram(device.path(), {"--repair", "--no-undo"});
-  EXPECT_EQ(result.exit_code, 2) << result.json.dump(1);
-  EXPECT_EQ(result.json["repair"]["old-size"], result.json["repair"]["new-size"]);
-  const Json finding = result.TheOnly("cross-linked-data");
-  EXPECT_EQ(finding["repair"]["status"], "declined");
-  EXPECT_THAT(finding["repair"]["reason"].dump(), HasSubstr("bytes short"));
 }
 
 // --- When it goes wrong in the middle ---
