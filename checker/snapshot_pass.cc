@@ -47,8 +47,17 @@ SnapshotEntry ReadEntry(MetadataWindow& window, uint64_t offset) {
   return entry;
 }
 
+// A snapshot has an id and an L1 table. Where there are only zeros, it was lost.
+bool IsZero(const SnapshotEntry& entry) {
+  return entry.l1_table_offset == 0 && entry.l1_size == 0 && entry.id_bytes == 0;
+}
+
 void CheckEntry(CheckState& state, const SnapshotEntry& entry, uint64_t index) {
-  if (state.geo().version >= 3 && entry.extra_data_bytes < 16) {
+  if (state.geo().version >= 3 && IsZero(entry) && entry.extra_data_bytes == 0) {
+    // One finding for any number of them.
+    AddToTable(state, FindingCode::kSnapshotEntryIncomplete, entry.offset_bytes, entry.length_bytes,
+               "");
+  } else if (state.geo().version >= 3 && entry.extra_data_bytes < 16) {
     AddToTable(
         state, FindingCode::kSnapshotEntryIncomplete, entry.offset_bytes, entry.length_bytes,
         absl::StrCat("snapshot ", index, " has ", entry.extra_data_bytes, " bytes of extra data"),
@@ -79,6 +88,7 @@ void CheckDuplicates(CheckState& state) {
   absl::flat_hash_map<std::string, uint64_t> ids, names;
   for (uint64_t i = 0; i < state.snapshots.size(); ++i) {
     const SnapshotEntry& entry = state.snapshots[i];
+    if (IsZero(entry)) continue;
     const auto [id, id_is_new] = ids.emplace(absl::StrCat(entry.id_bytes, ":", entry.id), i);
     const auto [name, name_is_new] =
         names.emplace(absl::StrCat(entry.name_bytes, ":", entry.name), i);
@@ -91,13 +101,11 @@ void CheckDuplicates(CheckState& state) {
   }
 }
 
-// A snapshot has an id and an L1 table. Where there are only zeros the table was lost, and all that
-// the snapshots refer to seems to be unreferenced.
+// All that such snapshots refer to seems to be unreferenced.
 void ReportZeroEntries(CheckState& state) {
   uint64_t zero_entries = 0, first = 0;
   for (uint64_t i = state.snapshots.size(); i-- > 0;) {
-    const SnapshotEntry& entry = state.snapshots[i];
-    if (entry.l1_table_offset != 0 || entry.l1_size != 0 || entry.id_bytes != 0) continue;
+    if (!IsZero(state.snapshots[i])) continue;
     ++zero_entries;
     first = i;
   }

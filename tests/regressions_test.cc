@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "checker/check.h"
 #include "common/table_entry.h"
 #include "gtest/gtest.h"
@@ -139,6 +140,23 @@ TEST(Regressions, TableThatCannotBeReadIsNotLost) {
   const Report report = CheckImage(file, {});
   EXPECT_FALSE(Has(report, FindingCode::kL2TableLost));
   EXPECT_EQ(report.held_back.clusters, 300u);
+}
+
+// Each was a finding, and a duplicate of the first: tens of thousands, of a number in the header.
+TEST(Regressions, SnapshotEntriesOfZerosAreOneFinding) {
+  BuiltImage image = BuildImage(SmallWithSnapshot());
+  PokeField(image, "snapshots_offset", image.bytes.size());
+  PokeField(image, "nb_snapshots", 100);
+  image.bytes.resize(image.bytes.size() + 4096);
+  const Report report = CheckBytes(image.bytes);
+  EXPECT_EQ(CountOf(report, FindingCode::kSnapshotEntryIncomplete), 100u);
+  EXPECT_EQ(CountOf(report, FindingCode::kSnapshotTableInvalid), 1u);
+  EXPECT_FALSE(Has(report, FindingCode::kSnapshotDuplicate));
+  EXPECT_EQ(absl::c_count_if(report.findings,
+                             [](const Finding& finding) {
+                               return finding.code == FindingCode::kSnapshotEntryIncomplete;
+                             }),
+            1);
 }
 
 // A plan keeps whole clusters in memory: not of a size that only the header claims.
