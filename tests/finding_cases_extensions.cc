@@ -40,6 +40,13 @@ BuiltImage WithExtensionOfStatedLength(uint32_t length) {
   return image;
 }
 
+// QEMU minds the length of the end marker, which is read by nobody.
+BuiltImage WithEndMarkerOfLength(uint32_t length) {
+  BuiltImage image = WithExtensions({});
+  Poke32(image.bytes, image.extensions_end - 4, length);
+  return image;
+}
+
 // A feature name table of one row, cut to `length` bytes.
 BuiltImage WithFeatureRow(uint8_t type, uint8_t bit, uint64_t length = kFeatureNameEntryBytes) {
   std::vector<uint8_t> row(length, 'x');
@@ -135,6 +142,9 @@ constexpr FindingCase kCases[] = {
     {FindingCode::kExtensionOverflow, "a byte more than there is / just what there is",
      [] { return FiresAt(WithExtensionOfStatedLength(3977), 112); },
      [] { return Check(WithExtensionOfStatedLength(3976)); }},
+    {FindingCode::kExtensionOverflow, "an end marker that claims more than there is / just that",
+     [] { return FiresAt(WithEndMarkerOfLength(3977), 112); },
+     [] { return Check(WithEndMarkerOfLength(3976)); }},
     {FindingCode::kExtensionDuplicate, "twice one type / two types",
      [] {
        const BuiltImage image = WithExtensions({{0x11111111, {1}}, {0x11111111, {1}}});
