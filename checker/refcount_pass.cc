@@ -20,15 +20,19 @@ void CheckEntry(CheckState& state, uint64_t index, uint64_t entry) {
   const uint64_t cluster_size = state.geo().cluster_size();
   const uint64_t place = state.header.refcount_table_offset + index * 8;
   const uint64_t offset = entry & kRefcountTableOffsetMask;
+  const bool reserved_bits = (entry & kRefcountTableReservedMask) != 0;
+  // What is written over has reserved bits and a bad offset: one damaged entry, counted once.
   const auto add = [&](FindingCode code, std::string detail) {
+    const bool is_counted = !reserved_bits || code == FindingCode::kRefcountTableEntryReservedBits;
     state.findings.Add({.code = code,
                         .structure = Structure::kRefcountTable,
                         .host_offset = HostOffset{place},
                         .length_bytes = 8,
+                        .count = is_counted ? uint64_t{1} : uint64_t{0},
                         .stored = entry,
                         .detail = std::move(detail)});
   };
-  if ((entry & kRefcountTableReservedMask) != 0) {
+  if (reserved_bits) {
     add(FindingCode::kRefcountTableEntryReservedBits,
         absl::StrFormat("entry %d is 0x%016x", index, entry));
   }

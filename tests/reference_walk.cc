@@ -465,12 +465,15 @@ void ReferenceWalk::WalkRefcountTable() {
 void ReferenceWalk::WalkRefcountTableEntry(uint64_t index, uint64_t place) {
   const uint64_t word = Word(place);
   const uint64_t offset = word & Bits(9, 63);
-  if ((word & Bits(0, 8)) != 0) AddAt(FindingCode::kRefcountTableEntryReservedBits, place);
+  const bool reserved = (word & Bits(0, 8)) != 0;
+  if (reserved) AddAt(FindingCode::kRefcountTableEntryReservedBits, place);
   if (offset == 0) return;
   if (!Aligned(offset)) {
-    AddAt(FindingCode::kRefcountBlockMisaligned, place);
+    report_.places.emplace(FindingCode::kRefcountBlockMisaligned, place);
+    Add(FindingCode::kRefcountBlockMisaligned, reserved ? 0 : 1);
   } else if (offset >= size()) {
-    AddAt(FindingCode::kRefcountBlockPastEnd, place);
+    report_.places.emplace(FindingCode::kRefcountBlockPastEnd, place);
+    Add(FindingCode::kRefcountBlockPastEnd, reserved ? 0 : 1);
   } else {
     Count(offset, cluster_size_,
           {.kind = UseKind::kRefcountBlock, .place = offset, .number = index});
