@@ -14,6 +14,35 @@
 namespace qcow2check {
 namespace {
 
+// What is wrong with key slot `index`, whose material must lie between the header and the payload;
+// empty if nothing. Slots that are off have their place, too.
+std::string JudgeSlot(const LuksHeader& luks, size_t index) {
+  const LuksKeySlot& slot = luks.slots[index];
+  if (slot.state != kLuksSlotActive && slot.state != kLuksSlotDisabled) {
+    return absl::StrCat("key slot ", index, " is neither on nor off");
+  }
+  if (slot.state == kLuksSlotActive && slot.iterations == 0) {
+    return absl::StrCat("key slot ", index, " has no iterations");
+  }
+  const uint64_t begin = uint64_t{slot.material_offset_sectors} * kSectorBytes;
+  const auto end_of = [&luks](const LuksKeySlot& one) {
+    return uint64_t{one.material_offset_sectors} * kSectorBytes +
+           uint64_t{luks.key_bytes} * one.stripes;
+  };
+  if (begin < kLuksHeaderBytes) return absl::StrCat("key slot ", index, " lies on the header");
+  if (end_of(slot) > uint64_t{luks.payload_offset_sectors} * kSectorBytes) {
+    return absl::StrCat("key slot ", index, " reaches into the payload");
+  }
+  for (size_t i = 0; i < index; ++i) {
+    const LuksKeySlot& other = luks.slots[i];
+    if (begin < end_of(other) &&
+        uint64_t{other.material_offset_sectors} * kSectorBytes < end_of(slot)) {
+      return absl::StrCat("key slots ", i, " and ", index, " overlap");
+    }
+  }
+  return "";
+}
+
 // What is wrong with the LUKS header in a region of `length` bytes; empty if nothing.
 std::string JudgeLuksHeader(const LuksHeader& luks, uint64_t length) {
   if (!luks.magic_ok) return "it does not start with the LUKS magic";
@@ -22,16 +51,13 @@ std::string JudgeLuksHeader(const LuksHeader& luks, uint64_t length) {
     return absl::StrFormat("the payload starts at sector %d, outside the header",
                            luks.payload_offset_sectors);
   }
+  if (luks.key_bytes == 0) return "its key has no bytes";
+  if (luks.digest_iterations == 0) return "the digest of its key has no iterations";
   bool any_active = false;
   for (size_t i = 0; i < luks.slots.size(); ++i) {
-    const LuksKeySlot& slot = luks.slots[i];
-    if (slot.state == kLuksSlotDisabled) continue;
-    if (slot.state != kLuksSlotActive)
-      return absl::StrCat("key slot ", i, " is neither on nor off");
-    any_active = true;
-    const uint64_t end = uint64_t{slot.material_offset_sectors} * kSectorBytes +
-                         uint64_t{luks.key_bytes} * slot.stripes;
-    if (end > length) return absl::StrCat("key slot ", i, " reaches outside the header");
+    std::string wrong = JudgeSlot(luks, i);
+    if (!wrong.empty()) return wrong;
+    any_active |= luks.slots[i].state == kLuksSlotActive;
   }
   return any_active ? "" : "no key slot is in use";
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -133,6 +134,8 @@ void CheckSizes(CheckState& state) {
 
 // Names that are no file names, or of a kind that an image has no good reason to name.
 bool IsUnsafeName(absl::string_view name) {
+  // QEMU opens what stands before the zero byte.
+  if (name.find('\0') != absl::string_view::npos) return true;
   if (absl::StartsWith(name, "/dev/") || absl::StartsWith(name, "/proc/") ||
       absl::StartsWith(name, "/sys/")) {
     return true;
@@ -211,6 +214,9 @@ void CheckExtension(CheckState& state, const HeaderExtension& extension) {
       if (extension.length_bytes >= 16) {
         AddExtension(state, FindingCode::kExtensionMalformed, extension,
                      "QEMU accepts backing format names of at most 15 bytes");
+      } else if (!std::all_of(text.begin(), text.end(), absl::ascii_isgraph)) {
+        AddExtension(state, FindingCode::kExtensionMalformed, extension,
+                     absl::StrCat("no format has the name ", Quoted(text)));
       }
       break;
     case kExtensionDataFile:

@@ -17,15 +17,15 @@ HeaderExtensionList ParseHeaderExtensions(absl::Span<const uint8_t> first_cluste
     extension.offset_bytes = at;
     extension.type = Load32(&first_cluster[at]);
     extension.length_bytes = Load32(&first_cluster[at + 4]);
-    // QEMU refuses a length like that of the end marker, too, though nothing is read there.
     const uint64_t data_at = at + 8;
+    // QEMU, too, judges the length of the end marker before it sees which type this is.
     if (extension.length_bytes > end - data_at) {
       list.overflow = std::move(extension);
       break;
     }
     if (extension.type == kExtensionEnd) {
       list.has_end_marker = true;
-      at += 8;
+      at = data_at;
       break;
     }
     const uint64_t data_end = data_at + extension.length_bytes;

@@ -18,6 +18,7 @@ inline constexpr uint32_t kLuksSlotDisabled = 0x0000dead;
 
 struct LuksKeySlot {
   uint32_t state = 0;
+  uint32_t iterations = 0;
   uint32_t material_offset_sectors = 0;
   uint32_t stripes = 0;
 };
@@ -27,6 +28,7 @@ struct LuksHeader {
   uint16_t version = 0;
   uint32_t payload_offset_sectors = 0;
   uint32_t key_bytes = 0;
+  uint32_t digest_iterations = 0;
   std::array<LuksKeySlot, 8> slots;
 };
 
@@ -39,9 +41,10 @@ inline LuksHeader DecodeLuksHeader(absl::Span<const uint8_t> bytes) {
   header.version = Load16(p + 6);
   header.payload_offset_sectors = Load32(p + 104);
   header.key_bytes = Load32(p + 108);
+  header.digest_iterations = Load32(p + 164);
   for (size_t i = 0; i < header.slots.size(); ++i) {
     const uint8_t* slot = p + 208 + 48 * i;
-    header.slots[i] = {Load32(slot), Load32(slot + 40), Load32(slot + 44)};
+    header.slots[i] = {Load32(slot), Load32(slot + 4), Load32(slot + 40), Load32(slot + 44)};
   }
   return header;
 }

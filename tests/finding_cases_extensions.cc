@@ -40,9 +40,8 @@ BuiltImage WithExtensionOfStatedLength(uint32_t length) {
   return image;
 }
 
-// QEMU minds the length of the end marker, which is read by nobody.
 BuiltImage WithEndMarkerOfLength(uint32_t length) {
-  BuiltImage image = WithExtensions({});
+  BuiltImage image = SmallImage();
   Poke32(image.bytes, image.extensions_end - 4, length);
   return image;
 }
@@ -72,6 +71,20 @@ BuiltImage WithLuksRegion(uint64_t offset, uint64_t length) {
   const uint64_t data = image.Extension(kExtensionCrypto).offset + 8;
   Poke64(image.bytes, data, offset);
   Poke64(image.bytes, data + 8, length);
+  return image;
+}
+
+// Words of the LUKS header. Slot i has its material, one sector, in cluster 1 + i; the payload
+// starts at sector 72.
+constexpr uint64_t kLuksKeyBytes = 108;
+constexpr uint64_t kLuksDigestIterations = 164;
+constexpr uint64_t kLuksSlot0 = 208;
+constexpr uint64_t kLuksSlot1 = kLuksSlot0 + 48;
+constexpr uint64_t kLuksSlot2Material = kLuksSlot1 + 48 + 40;
+
+BuiltImage WithLuksWord(uint64_t place, uint32_t value) {
+  BuiltImage image = WithLuks();
+  Poke32(image.bytes, image.luks_header.offset + place, value);
   return image;
 }
 
@@ -122,6 +135,9 @@ constexpr FindingCase kCases[] = {
     {FindingCode::kBackingNameUnsafe, "a device / a file",
      [] { return FiresAtField(WithBacking("/dev/sda"), "backing_file_offset"); },
      [] { return Check(WithBacking("/devices/sda")); }, Verdict::kClean},
+    {FindingCode::kBackingNameUnsafe, "a zero byte in the name / behind it",
+     [] { return FiresAtField(WithBacking(std::string("b\0c", 3)), "backing_file_offset"); },
+     [] { return Check(WithBacking("b")); }, Verdict::kClean},
     {FindingCode::kFileNameAbsolute, "a backing file from the root / from here",
      [] { return FiresAtField(WithBacking("/base.qcow2"), "backing_file_offset"); },
      [] { return Check(WithBacking("base.qcow2/")); }, Verdict::kClean},
@@ -142,7 +158,7 @@ constexpr FindingCase kCases[] = {
     {FindingCode::kExtensionOverflow, "a byte more than there is / just what there is",
      [] { return FiresAt(WithExtensionOfStatedLength(3977), 112); },
      [] { return Check(WithExtensionOfStatedLength(3976)); }},
-    {FindingCode::kExtensionOverflow, "an end marker that claims more than there is / just that",
+    {FindingCode::kExtensionOverflow, "an end marker longer than what there is / just as long",
      [] { return FiresAt(WithEndMarkerOfLength(3977), 112); },
      [] { return Check(WithEndMarkerOfLength(3976)); }},
     {FindingCode::kExtensionDuplicate, "twice one type / two types",
@@ -188,6 +204,11 @@ constexpr FindingCase kCases[] = {
        return FiresAtExtension(WithBacking("b", std::string(16, 'x')), kExtensionBackingFormat);
      },
      [] { return Check(WithBacking("b", std::string(15, 'x'))); }},
+    {FindingCode::kExtensionMalformed, "a format name with a zero byte / with a letter there",
+     [] {
+       return FiresAtExtension(WithBacking("b", std::string("r\0w", 3)), kExtensionBackingFormat);
+     },
+     [] { return Check(WithBacking("b", "raw")); }},
     {FindingCode::kExtensionMalformed, "a LUKS header pointer of 15 bytes / of 16",
      [] {
        BuiltImage image = WithLuks();
@@ -250,6 +271,25 @@ constexpr FindingCase kCases[] = {
        return FiresAt(WithLuksRegion(LuksHeaderOffset(), length - 512), LuksHeaderOffset());
      },
      [] { return Check(WithLuksRegion(LuksHeaderOffset(), WithLuks().luks_header.length)); }},
+    {FindingCode::kLuksHeaderInvalid, "a key slot on the sector of the one before / behind it",
+     [] { return FiresAt(WithLuksWord(kLuksSlot2Material, 16), LuksHeaderOffset()); },
+     [] { return Check(WithLuksWord(kLuksSlot2Material, 17)); }},
+    {FindingCode::kLuksHeaderInvalid, "a key slot on the header's last sector / behind it",
+     [] { return FiresAt(WithLuksWord(kLuksSlot2Material, 1), LuksHeaderOffset()); },
+     [] { return Check(WithLuksWord(kLuksSlot2Material, 2)); }},
+    {FindingCode::kLuksHeaderInvalid,
+     "a key slot that ends a sector behind the payload's start / at it",
+     [] { return FiresAt(WithLuksWord(kLuksSlot2Material, 72), LuksHeaderOffset()); },
+     [] { return Check(WithLuksWord(kLuksSlot2Material, 71)); }},
+    {FindingCode::kLuksHeaderInvalid, "no iterations in a slot that is on / in one that is off",
+     [] { return FiresAt(WithLuksWord(kLuksSlot0 + 4, 0), LuksHeaderOffset()); },
+     [] { return Check(WithLuksWord(kLuksSlot1 + 4, 0)); }},
+    {FindingCode::kLuksHeaderInvalid, "a key of no bytes / of one",
+     [] { return FiresAt(WithLuksWord(kLuksKeyBytes, 0), LuksHeaderOffset()); },
+     [] { return Check(WithLuksWord(kLuksKeyBytes, 1)); }},
+    {FindingCode::kLuksHeaderInvalid, "no iterations of the digest / one",
+     [] { return FiresAt(WithLuksWord(kLuksDigestIterations, 0), LuksHeaderOffset()); },
+     [] { return Check(WithLuksWord(kLuksDigestIterations, 1)); }},
     {FindingCode::kLuksHeaderInvalid, "misaligned / aligned",
      [] {
        const uint64_t offset = LuksHeaderOffset() + 512;
@@ -268,6 +308,9 @@ constexpr FindingCase kCases[] = {
     {FindingCode::kDataFileNameUnsafe, "../data / ..data",
      [] { return FiresAtDataFileName("../data.raw"); },
      [] { return Check(WithDataFile("..data.raw")); }, Verdict::kClean},
+    {FindingCode::kDataFileNameUnsafe, "a zero byte in the name / behind it",
+     [] { return FiresAtDataFileName(std::string("b\0c", 3)); },
+     [] { return Check(WithDataFile("b")); }, Verdict::kClean},
     {FindingCode::kDataFileNameUnsafe, "json: / a file called json",
      [] { return FiresAtDataFileName("json:{}"); }, [] { return Check(WithDataFile("json")); },
      Verdict::kClean},
