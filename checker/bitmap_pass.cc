@@ -130,15 +130,17 @@ void WalkTable(CheckState& state, const BitmapEntry& bitmap) {
 // Reads the directory; stops at the first entry whose length cannot be right.
 std::vector<BitmapEntry> ReadDirectory(CheckState& state, const BitmapsExtension& extension) {
   std::vector<BitmapEntry> entries;
-  const uint64_t end =
-      std::min(SaturatingAdd(extension.directory_offset, extension.directory_size_bytes),
-               state.file.size_bytes());
+  const uint64_t stated_end =
+      SaturatingAdd(extension.directory_offset, extension.directory_size_bytes);
+  const uint64_t end = std::min(stated_end, state.file.size_bytes());
   MetadataWindow window(state, Structure::kBitmapDirectory);
   uint64_t at = extension.directory_offset;
   const uint64_t wanted = std::min(extension.nb_bitmaps, kQemuMaxBitmaps);
   while (entries.size() < wanted && at + kBitmapFixedBytes <= end) {
     BitmapEntry entry = DecodeBitmapFixed(window.Read(at, kBitmapFixedBytes), at);
-    if (SaturatingAdd(at, entry.length_bytes) > RoundUp(end, 8)) break;
+    // The padding of the last entry is a part of the directory, but need not be in the file.
+    const uint64_t entry_end = SaturatingAdd(at, entry.length_bytes);
+    if (entry_end > stated_end || entry_end > RoundUp(end, 8)) break;
     const std::vector<uint8_t> name =
         window.Read(at + kBitmapFixedBytes + entry.extra_data_bytes,
                     std::min<uint64_t>(entry.name_bytes, kMaxBitmapNameBytes));

@@ -273,6 +273,14 @@ constexpr FindingCase kBitmapCases[] = {
                       image.bitmaps[1].entry_offset);
      },
      [] { return Check(WithTwoBitmaps()); }},
+    {FindingCode::kBitmapDirectoryInvalid, "a directory without the last byte of padding / with it",
+     [] {
+       const BuiltImage image = WithBitmap();
+       const auto length = static_cast<uint32_t>(image.bitmaps[0].entry_length);
+       return FiresAt(WithExtensionField(image, kExtensionDirectorySize + 4, length - 1),
+                      image.bitmaps[0].entry_offset);
+     },
+     [] { return Check(WithBitmap()); }},
     {FindingCode::kBitmapDirectoryInvalid, "one bitmap in two entries' room / in its own",
      [] {
        const BuiltImage image = WithTwoBitmaps();
