@@ -121,4 +121,12 @@ bool ProvesToBeL2Table(CheckState& state, uint64_t offset, bool may_be_cut_off) 
          scan.repeated < kEnoughEntries;
 }
 
+bool CouldBeEmptyL2Table(CheckState& state, uint64_t offset) {
+  const Geometry& geometry = state.geo();
+  std::vector<uint8_t> cluster(std::min(geometry.cluster_size(), kMaxPieceBytes));
+  if (!state.Read(HostOffset{offset}, absl::MakeSpan(cluster), Structure::kL2Table)) return false;
+  const TableScan scan = ScanTable(cluster, geometry, state.file.size_bytes());
+  return scan.allocated == 0 && scan.malformed == 0;
+}
+
 }  // namespace qcow2check

@@ -40,6 +40,10 @@ std::string DescribeContent(absl::Span<const uint8_t> cluster, const Geometry& g
 // less than half of them may lead behind the end of the file.
 bool ProvesToBeL2Table(CheckState& state, uint64_t offset, bool may_be_cut_off = false);
 
+// The same of a cluster that could be an L2 table which maps nothing: zeros, or entries that read
+// as zeros.
+bool CouldBeEmptyL2Table(CheckState& state, uint64_t offset);
+
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_CHECKER_TABLE_SHAPE_H_

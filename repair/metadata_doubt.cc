@@ -1,6 +1,7 @@
 #include "repair/metadata_doubt.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "common/byte_order.h"
 #include "common/check.h"
 #include "common/limits.h"
+#include "common/luks_header.h"
 #include "common/refcount_block.h"
 #include "common/table_entry.h"
 #include "repair/snapshot_table.h"
@@ -20,18 +22,16 @@ namespace {
 // Refcounts beyond this and the number of snapshots are none that an accident leaves.
 constexpr uint64_t kSmallRefcount = 16;
 
-// Every entry could be one. A snapshot's table leads to L2 tables, and to nothing that is none: L2
-// tables look like L1 tables, too.
+// Every entry could be one. A table leads to L2 tables, and a snapshot's to nothing that is none:
+// L2 tables look like L1 tables, too.
 bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& table) {
   const uint64_t entries = std::min(table.users.back().entries, kMaxPieceBytes / 8);
   std::vector<uint8_t> bytes(entries * 8);
   if (!image.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
   const bool of_snapshot = table.users.front().snapshot.has_value();
   absl::flat_hash_map<uint64_t, L2Shape> shapes;
-  if (of_snapshot) {
-    for (const L2Table& l2 : state.l2_tables) shapes[l2.offset_bytes] = l2.shape;
-  }
-  bool leads_to_table = false;
+  for (const L2Table& l2 : state.l2_tables) shapes[l2.offset_bytes] = l2.shape;
+  bool leads_to_table = false, leads_to_none = false;
   for (size_t at = 0; at < bytes.size(); at += 8) {
     const uint64_t entry = Load64(&bytes[at]);
     const uint64_t offset = EntryOffset(entry);
@@ -41,10 +41,10 @@ bool IsL1Table(const CheckState& state, const ImageFile& image, const L1Table& t
     }
     const auto shape = shapes.find(offset);
     if (shape == shapes.end()) continue;
-    if (shape->second == L2Shape::kLost) return false;
+    leads_to_none |= shape->second == L2Shape::kLost;
     leads_to_table |= shape->second == L2Shape::kMappings;
   }
-  return leads_to_table || !of_snapshot;
+  return of_snapshot ? leads_to_table && !leads_to_none : leads_to_table || !leads_to_none;
 }
 
 // Which counts of a block no accident leaves.
@@ -289,6 +289,18 @@ bool ActiveL1IsGarbage(const CheckState& state) {
   return VerdictOnActiveL1(state, MappingTables(state)).is_garbage();
 }
 
+namespace {
+
+// Its own words for where it ends: those of the pointer to it may be wrong.
+uint64_t EndOfLuksHeader(const ImageFile& image, uint64_t offset_bytes) {
+  std::array<uint8_t, kLuksHeaderBytes> bytes;
+  if (!image.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(bytes)).ok()) return offset_bytes;
+  const uint64_t sectors = DecodeLuksHeader(bytes).payload_offset_sectors;
+  return SaturatingAdd(offset_bytes, sectors * kSectorBytes);
+}
+
+}  // namespace
+
 bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& owner,
                HostOffset place) {
   switch (owner.structure) {
@@ -323,8 +335,10 @@ bool IsInDoubt(const CheckState& state, const ImageFile& image, const Owner& own
              state.findings.Has(FindingCode::kSnapshotL1Invalid) ||
              state.findings.Has(FindingCode::kSnapshotTableInvalid) ||
              state.findings.Has(FindingCode::kSnapshotTooMany);
-    case Structure::kHeader:
     case Structure::kLuksHeader:
+      return state.findings.Has(FindingCode::kLuksHeaderInvalid) ||
+             place.bytes >= EndOfLuksHeader(image, owner.host_offset.bytes);
+    case Structure::kHeader:
       return false;
     default:
       return true;

@@ -90,6 +90,11 @@ std::string WhyNothing(const CheckState& state, const RepairOptions& options) {
   if (state.findings.Has(FindingCode::kClusterBitsSuspect)) {
     return "the cluster size in the header is probably wrong";
   }
+  if (state.findings.Has(FindingCode::kExtendedL2SmallClusters)) {
+    return "the header's cluster size and its bit for extended L2 entries exclude each other: one "
+           "of "
+           "them is wrong, and with it what every entry means";
+  }
   if (!state.refcounts_readable) return "the refcounts cannot be read";
   constexpr size_t kHeaderLengthField = 100;
   if (state.header.version == 2 && state.first_cluster.size() > kHeaderLengthField + 4) {

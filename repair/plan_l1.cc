@@ -36,6 +36,7 @@ class L1Planner {
 
  private:
   bool LooksLost() const;
+  bool LiesOnOtherTable() const;
   std::vector<OrphanRun> Unreferenced() const;
   bool IsL1Table(uint64_t offset_bytes);
   bool CouldBeDamagedL1(uint64_t offset_bytes) const;
@@ -90,19 +91,22 @@ bool L1Planner::IsL1Table(uint64_t offset_bytes) {
   // Refcount tables and bitmap directories look alike, but have no COPIED flags.
   const StoredRefcounts stored(state_, plan_);
   const bool refcounts_known = !stored.blocks().empty();
-  uint64_t used = 0, copied = 0, agree = 0;
+  uint64_t used = 0, proven = 0, copied = 0, agree = 0;
   for (size_t at = 0; at < table->size(); at += 8) {
     const uint64_t entry = Load64(&(*table)[at]);
     const uint64_t offset = EntryOffset(entry);
     if (offset == 0) continue;
-    if (offset == offset_bytes || !ProvesToBeL2Table(state_, offset, true) ||
-        WasRefcountBlock(state_, plan_.image(), offset)) {
-      return false;
-    }
+    const bool is_proven = ProvesToBeL2Table(state_, offset, true);
+    // Where a VM state was, QEMU leaves tables that map nothing. They look like refcounts, too.
+    const bool fits = is_proven ? !WasRefcountBlock(state_, plan_.image(), offset)
+                                : CouldBeEmptyL2Table(state_, offset);
+    if (offset == offset_bytes || !fits) return false;
     ++used;
+    proven += is_proven ? 1 : 0;
     copied += IsCopied(entry) ? 1 : 0;
     agree += IsCopied(entry) == (stored.Get(offset >> geometry_.cluster_bits) == 1) ? 1 : 0;
   }
+  if (proven == 0) return false;
   return refcounts_known ? agree * 2 > used : copied != 0 || !state_.snapshots.empty();
 }
 
@@ -128,7 +132,22 @@ bool L1Planner::CouldBeDamagedL1(uint64_t offset_bytes) const {
 bool L1Planner::LooksLost() const {
   if (SnapshotsAreInDoubt(state_, plan_.image())) return false;
   return state_.findings.Has(FindingCode::kL1OffsetInvalid) ||
-         state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsGarbage(state_);
+         state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsGarbage(state_) ||
+         LiesOnOtherTable();
+}
+
+// It leads to no L2 table, and its cluster is one of another structure.
+bool L1Planner::LiesOnOtherTable() const {
+  for (const Finding& finding : state_.findings.findings()) {
+    if (finding.code != FindingCode::kMetadataOverlap) continue;
+    for (const Owner& owner : finding.owners) {
+      if (owner.structure == Structure::kL1Table &&
+          IsInDoubt(state_, plan_.image(), owner, *finding.host_offset)) {
+        return true;
+      }
+    }
+  }
+  return false;
 }
 
 // Orphans; if there are no refcounts to tell them, every cluster that nothing references.

@@ -4,6 +4,7 @@
 
 #include "absl/algorithm/container.h"
 #include "checker/check.h"
+#include "common/header_extension.h"
 #include "common/table_entry.h"
 #include "gtest/gtest.h"
 #include "tests/damage.h"
@@ -166,6 +167,30 @@ TEST(Regressions, NoPlanForClustersOfAGibibyte) {
   const RepairedImage repaired = Repair(image.bytes);
   EXPECT_EQ(repaired.result.plan.refused, "the clusters are larger than 2 MiB");
   EXPECT_TRUE(repaired.bytes == image.bytes);
+}
+
+// With extended L2 entries that clusters of this size cannot have, every second entry was read as
+// the bitmap of the one before, and "repaired".
+TEST(Regressions, NothingIsWrittenIfClustersAreTooSmallForExtendedL2) {
+  BuiltImage image = BuildImage(SmallWithSnapshot());
+  PokeField(image, "incompatible_features", kExtendedL2);
+  const RepairedImage repaired = Repair(image.bytes);
+  EXPECT_NE(repaired.result.plan.refused, "");
+  EXPECT_TRUE(repaired.bytes == image.bytes);
+}
+
+// An L2 table in what the pointer to the LUKS header claimed was given up, although the LUKS header
+// itself says that it ends before.
+TEST(Regressions, TablesDoNotLoseToALuksHeaderThatIsClaimedTooLong) {
+  BuiltImage image = BuildImage({.cluster_bits = 12,
+                                 .virtual_size = uint64_t{64} << 10,
+                                 .luks = LuksOptions{.key_bytes = 16, .stripes = 4},
+                                 .steps = {WriteClusters{.count = 4}}});
+  const uint64_t length = image.L2At(0).host_offset + 4096 - image.luks_header.offset;
+  Poke64(image.bytes, image.Extension(kExtensionCrypto).offset + 16, length);
+  const RepairedImage repaired = Repair(image.bytes);
+  EXPECT_EQ(EntryOffset(Peek64(repaired.bytes, image.l1.offset)), image.L2At(0).host_offset);
+  EXPECT_TRUE(repaired.result.plan.lost_guest_ranges.empty());
 }
 
 }  // namespace
