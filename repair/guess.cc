@@ -77,6 +77,8 @@ bool IsRight(const CheckState& now, const CheckState& then, PlanBuilder& plan, c
   switch (guess.needed) {
     case Proof::kExplainsRefcounts:
       return explains;
+    case Proof::kActiveFlagsAgree:
+      return explains && !then.findings.Has(FindingCode::kCopiedWrong);
     case Proof::kFewerCorruptions:
       return corruptions < corruptions_now;
     case Proof::kAllAgrees:

@@ -22,6 +22,8 @@ namespace qcow2check {
 enum class Proof {
   kExplainsRefcounts,  // clusters get back references that their refcounts tell of
   kFewerCorruptions,   // enough where the evidence is in the bytes around the field
+  // The same, and every COPIED flag of the active disk fits the refcounts.
+  kActiveFlagsAgree,
   kAllAgrees,  // no refcount and no cluster is left unexplained: for smaller numbers of things
   // Nothing is wrong with the refcount table and its blocks. For what makes the table reach over
   // other things, whose refcounts seem to be right then because of that.

@@ -52,6 +52,8 @@ SoundPlaces::SoundPlaces(const CheckState& state) : state_(state) {
   for (const L1Table& table : state.l1_tables) {
     // A table that reaches out of the file has a wrong length: what it covers is not all its own.
     if (state.IsOutside(table.offset_bytes, table.users.back().entries * 8)) continue;
+    // No table has two users: one of them is not meant.
+    if (table.users.size() > 1) continue;
     const uint64_t first = table.offset_bytes >> bits;
     const uint64_t end =
         std::min(table.offset_bytes + table.users.back().entries * 8, state.file.size_bytes());

@@ -30,7 +30,8 @@ void ForEachL1SlotTo(const CheckState& state, const PlanBuilder& plan, uint64_t 
 bool IsLostTable(const CheckState& state, uint64_t table_bytes);
 
 // Which entries may be changed: those in clusters that belong to one L1 or L2 table alone. Where
-// two structures overlap, a change of one is damage to the other.
+// two structures overlap, a change of one is damage to the other; and so it is where two pointers
+// lead to one L1 table.
 class SoundPlaces {
  public:
   explicit SoundPlaces(const CheckState& state);

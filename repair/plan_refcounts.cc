@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checker/old_refcounts.h"
+#include "common/checked_math.h"
 #include "common/limits.h"
 #include "repair/guess.h"
 #include "repair/planners.h"
@@ -63,6 +64,36 @@ void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, Stored
   }
 }
 
+// Whether more than one pointer leads to the L1 table in the cluster. No program shares one: as
+// long as its refcount is too low it shows that one of the pointers is wrong.
+bool IsSharedL1(const CheckState& state, uint64_t cluster) {
+  const uint64_t place = cluster << state.geo().cluster_bits;
+  return std::any_of(state.l1_tables.begin(), state.l1_tables.end(), [&](const L1Table& table) {
+    return table.users.size() > 1 && table.offset_bytes <= place &&
+           place < SaturatingAdd(table.offset_bytes, table.users.back().entries * 8);
+  });
+}
+
+void Raise(const CheckState& state, const Finding& finding, StoredRefcounts& stored,
+           PlanBuilder& plan) {
+  const uint64_t count = std::min(*finding.expected, state.geo().refcount_max());
+  const PlanReason reason = ReasonFor(
+      finding,
+      absl::StrFormat("referenced %d times, so the refcount is %d", *finding.expected, count));
+  const uint64_t first = FirstCluster(state, finding), end = first + finding.clusters;
+  uint64_t begin = first;
+  for (uint64_t cluster = first; cluster < end; ++cluster) {
+    if (!IsSharedL1(state, cluster)) continue;
+    plan.Decline(
+        finding.code, finding.host_offset,
+        "this L1 table has more than one user, and nothing proves which of the pointers to "
+        "it is wrong");
+    if (cluster > begin) stored.Set(begin, cluster - begin, count, reason, /*before_all=*/true);
+    begin = cluster + 1;
+  }
+  if (end > begin) stored.Set(begin, end - begin, count, reason, /*before_all=*/true);
+}
+
 }  // namespace
 
 void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
@@ -74,11 +105,7 @@ void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
   }
   for (const Finding& finding : state.findings.findings()) {
     if (!IsTooLow(finding) || !finding.expected) continue;
-    const uint64_t count = std::min(*finding.expected, state.geo().refcount_max());
-    stored.Set(FirstCluster(state, finding), finding.clusters, count,
-               ReasonFor(finding, absl::StrFormat("referenced %d times, so the refcount is %d",
-                                                  *finding.expected, count)),
-               /*before_all=*/true);
+    Raise(state, finding, stored, plan);
   }
 }
 

@@ -15,6 +15,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/guess.h"
+#include "repair/l1_guesses.h"
 #include "repair/patched_file.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
@@ -26,7 +27,6 @@ namespace {
 constexpr uint64_t kCountField = 60;
 constexpr uint64_t kOffsetField = 64;
 // In an entry.
-constexpr uint64_t kL1OffsetField = 0;
 constexpr uint64_t kL1SizeField = 8;
 constexpr uint64_t kIdSizeField = 12;
 constexpr uint64_t kNameSizeField = 14;
@@ -86,7 +86,7 @@ class SnapshotPlanner {
   std::vector<Guess> GuessNearL1(uint64_t snapshot) const;
   void GuessSizes(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
   bool IsInFile(uint64_t offset, uint64_t entries) const;
-  void GuessUnreferencedL1(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
+  std::vector<Guess> GuessUnreferencedL1(const SnapshotEntry& entry) const;
   bool IsL1(uint64_t offset, uint64_t entries) const;
   bool IsL2(uint64_t offset) const;
   bool CompleteEntries();
@@ -318,10 +318,13 @@ bool SnapshotPlanner::RestoreL1Tables() {
     const Finding* finding = SuspicionAbout(i);
     if (finding == nullptr || HasGoodL1(i, *finding)) continue;
     ++searched;
-    std::optional<Guess> guess = OnlyRightGuess(state_, plan_, GuessNearL1(i));
+    std::vector<Guess> near = GuessNearL1(i), unreferenced = GuessUnreferencedL1(entries_[i]);
+    AddGuessesAboutHeader(state_.header, entries_[i], near);
+    AddGuessesAboutHeader(state_.header, entries_[i], unreferenced);
+    std::optional<Guess> guess = OnlyRightGuess(state_, plan_, std::move(near));
     if (guess) right.push_back({finding, *std::move(guess)});
     if (first == nullptr) first = finding;
-    GuessUnreferencedL1(entries_[i], among_all);
+    among_all.insert(among_all.end(), unreferenced.begin(), unreferenced.end());
   }
   for (const auto& [finding, guess] : right) {
     const auto same = std::count_if(
@@ -331,13 +334,6 @@ bool SnapshotPlanner::RestoreL1Tables() {
     if (!is_offset || same == 1) return WriteRight(*finding, {guess});
   }
   return first != nullptr && right.empty() && WriteRight(*first, std::move(among_all));
-}
-
-Guess L1OffsetGuess(const SnapshotEntry& entry, uint64_t offset, int rank, absl::string_view what) {
-  return FieldGuess(
-      entry.offset_bytes + kL1OffsetField, 8, offset, rank,
-      absl::StrFormat("the unreferenced cluster at 0x%x is the snapshot's L1 table: %s", offset,
-                      what));
 }
 
 // The fields of the entry that say where the L1 table is, how long it is, and how long it must be.
@@ -370,7 +366,7 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
     if (!IsInFile(offset, entry.l1_size)) continue;
     const bool is_l1 = IsL1(offset, entry.l1_size);
     if (!is_l1 && !ReadsAsZeros(plan_.image(), offset, length)) continue;
-    guesses.push_back(L1OffsetGuess(entry, offset, 1, "one flipped bit away"));
+    guesses.push_back(SnapshotL1Guess(entry, offset, 1, "one flipped bit away"));
     if (!is_l1 || !orphans_.Contain(offset, length)) guesses.back().needed = Proof::kAllAgrees;
   }
   return guesses;
@@ -410,19 +406,20 @@ bool SnapshotPlanner::IsInFile(uint64_t offset, uint64_t entries) const {
          SaturatingAdd(offset, entries * 8) <= state_.file.size_bytes();
 }
 
-void SnapshotPlanner::GuessUnreferencedL1(const SnapshotEntry& entry,
-                                          std::vector<Guess>& guesses) const {
+std::vector<Guess> SnapshotPlanner::GuessUnreferencedL1(const SnapshotEntry& entry) const {
+  std::vector<Guess> guesses;
   const uint64_t length = uint64_t{entry.l1_size} * 8;
   for (const uint64_t offset : orphans_.Offsets()) {
     if (!orphans_.Contain(offset, length)) continue;
     if (IsL1(offset, entry.l1_size)) {
-      guesses.push_back(L1OffsetGuess(entry, offset, 2, "the only one that fits"));
+      guesses.push_back(SnapshotL1Guess(entry, offset, 2, "the only one that fits"));
     } else if (ReadsAsZeros(plan_.image(), offset, length)) {
       guesses.push_back(
-          L1OffsetGuess(entry, offset, 3, "the only one that fits, of an empty disk"));
+          SnapshotL1Guess(entry, offset, 3, "the only one that fits, of an empty disk"));
       guesses.back().needed = Proof::kAllAgrees;
     }
   }
+  return guesses;
 }
 
 // Whether all entries there lead to L2 tables.
@@ -445,7 +442,7 @@ bool SnapshotPlanner::IsL2(uint64_t offset) const {
   const uint64_t size = state_.geo().cluster_size();
   return l2_tables_.contains(offset) ||
          (orphans_.Contain(offset, size) &&
-          (ProvesToBeL2Table(state_, offset) || ReadsAsZeros(plan_.image(), offset, size)));
+          (ProvesToBeL2Table(state_, offset) || CouldBeEmptyL2Table(state_, offset)));
 }
 
 // A new table, in which the incomplete entries are completed; all others stay as they are.

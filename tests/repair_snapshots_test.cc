@@ -236,6 +236,39 @@ TEST(RepairSnapshots, SharedL1TableIsToldApartByAFlippedBitOnly) {
   EXPECT_EQ(SnapshotContents(repaired.bytes)[0], SnapshotContents(sound.bytes)[0]);
 }
 
+// The snapshot's pointer was believed to be the wrong one: the disk went back to the snapshot.
+TEST(RepairSnapshots, ActiveL1OffsetThatLeadsToASnapshotsTableIsRestored) {
+  const BuiltImage sound = BuildImage(ThreeSnapshots());
+  for (const BuiltSnapshot& snapshot : sound.snapshots) {
+    BuiltImage image = sound;
+    PokeField(image, "l1_table_offset", snapshot.l1.offset);
+    EXPECT_EQ(Peek64(ExpectRepaired(image.bytes).bytes, 40), sound.l1.offset);
+  }
+}
+
+// What both tables map is the same: which pointer was damaged nobody can tell.
+TEST(RepairSnapshots, L1TableSharedWithTheDiskThatCannotBeToldApartIsDeclined) {
+  ImageOptions options = ThreeSnapshots();
+  options.steps = {WriteClusters{0, 30}, TakeSnapshot{}};
+  BuiltImage image = BuildImage(options);
+  CopyCluster(image, image.l1.offset, image.snapshots[0].l1.offset);
+  PokeField(image, "l1_table_offset", image.snapshots[0].l1.offset);
+  const RepairedImage repaired = Repair(image.bytes);
+  EXPECT_EQ(Peek64(repaired.bytes, 40), image.snapshots[0].l1.offset);
+  EXPECT_EQ(Peek64(repaired.bytes, EntryField(image, 0, 0)), image.snapshots[0].l1.offset);
+  EXPECT_NE(repaired.result.after.verdict, Verdict::kClean);
+}
+
+// The snapshot's L2 table lost to the L1 table that the header says is there.
+TEST(RepairSnapshots, ActiveL1OffsetThatLeadsToASnapshotsL2TableIsRestored) {
+  const BuiltImage sound = BuildImage(ThreeSnapshots());
+  for (const BuiltL2Table& table : sound.snapshots[0].l1.l2_tables) {
+    BuiltImage image = sound;
+    PokeField(image, "l1_table_offset", table.host_offset);
+    ExpectSameSnapshots(sound, image);
+  }
+}
+
 TEST(RepairSnapshots, DamageElsewhereIsRepairedToo) {
   const BuiltImage sound = BuildImage(ThreeSnapshots());
   BuiltImage image = sound;
