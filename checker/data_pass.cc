@@ -92,9 +92,13 @@ void CheckCompressed(CheckState& state) {
       finding.detail = result.error;
       state.findings.Add(std::move(finding));
     }
-    if (cluster.range.offset_bytes < used_end) {
+    // Two lengths for one cluster are not two clusters: the data says how long it is.
+    const CompressedCluster& last = clusters[used_by];
+    const bool is_the_same = cluster.range.offset_bytes == last.range.offset_bytes &&
+                             cluster.l1_index == last.l1_index && cluster.l2_index == last.l2_index;
+    if (cluster.range.offset_bytes < used_end && !is_the_same) {
       Finding finding = FindingAt(state, FindingCode::kCompressedOverlap, cluster);
-      for (const CompressedCluster* owner : {&clusters[used_by], &cluster}) {
+      for (const CompressedCluster* owner : {&last, &cluster}) {
         finding.owners.push_back(
             {.structure = Structure::kCompressedCluster,
              .host_offset = HostOffset{owner->range.offset_bytes},

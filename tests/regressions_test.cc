@@ -5,6 +5,7 @@
 #include "absl/algorithm/container.h"
 #include "checker/check.h"
 #include "common/header_extension.h"
+#include "common/memory_file.h"
 #include "common/table_entry.h"
 #include "gtest/gtest.h"
 #include "tests/damage.h"
@@ -158,6 +159,18 @@ TEST(Regressions, SnapshotEntriesOfZerosAreOneFinding) {
                                return finding.code == FindingCode::kSnapshotEntryIncomplete;
                              }),
             1);
+}
+
+// A compressed cluster that a snapshot's entry says is longer than the active one does was said to
+// overlap itself.
+TEST(Regressions, CompressedClusterOfTwoLengthsDoesNotOverlapItself) {
+  BuiltImage image = BuildImage({.cluster_bits = 12,
+                                 .virtual_size = uint64_t{64} << 10,
+                                 .steps = {WriteCompressed{}, TakeSnapshot{}, WriteClusters{4}}});
+  SetL2Entry(image, 0, GetL2Entry(image, 0) + (uint64_t{1} << 58));
+  const Report report = CheckImage(MemoryFile(image.bytes), {.verify_data = true});
+  EXPECT_EQ(report.coverage.compressed_clusters_decompressed, 2u);
+  EXPECT_EQ(report.verdict, Verdict::kClean);
 }
 
 // A plan keeps whole clusters in memory: not of a size that only the header claims.
