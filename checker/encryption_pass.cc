@@ -24,6 +24,7 @@ std::string JudgeSlot(const LuksHeader& luks, size_t index) {
   if (slot.state == kLuksSlotActive && slot.iterations == 0) {
     return absl::StrCat("key slot ", index, " has no iterations");
   }
+  if (slot.stripes == 0) return absl::StrCat("key slot ", index, " has no stripes");
   const uint64_t begin = uint64_t{slot.material_offset_sectors} * kSectorBytes;
   const auto end_of = [&luks](const LuksKeySlot& one) {
     return uint64_t{one.material_offset_sectors} * kSectorBytes +
