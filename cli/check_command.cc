@@ -50,8 +50,9 @@ ImageOutcome CheckOne(const std::string& path, const CheckCommandOptions& comman
   const bool quick = !command.force_share;
   outcome.report = quick ? CheckImage(*file, options)
                          : CheckChangingImage([&] { return OpenAgain(path, file); }, options);
-  const absl::Status connection = file->connection_status();
-  if (!connection.ok()) return CouldNotCheck(absl::StrCat("'", path, "': ", connection.message()));
+  // A file that somebody writes is another length at every look.
+  const absl::Status there = quick || file->is_remote() ? file->availability() : absl::OkStatus();
+  if (!there.ok()) return CouldNotCheck(absl::StrCat("'", path, "': ", there.message()));
   if (command.chain) outcome.chain = CheckChain(path, image->id, options, outcome.report);
   outcome.exit_code = ExitCodeOf(outcome.report);
   return outcome;

@@ -190,15 +190,19 @@ int RunInspectCommand(const std::vector<std::string>& arguments) {
   const absl::Status lock = LockForCheck(image->lock_fd, path, /*force_share=*/true);
   if (!lock.ok()) return Refuse(path, lock.message(), options->json, 1);
   ImageInspector inspector(*image->file, options->overview() ? kOverviewCaps : InspectCaps{});
+  // Whoever has the file in use may make it longer.
+  const auto connection = [&file = *image->file] {
+    return file.is_remote() ? file.availability() : absl::OkStatus();
+  };
   const auto lost = [&](const absl::Status& why) {
     return Refuse(path, absl::StrCat("'", path, "': ", why.message()), options->json, 1);
   };
-  if (absl::Status why = image->file->connection_status(); !why.ok()) return lost(why);
+  if (absl::Status why = connection(); !why.ok()) return lost(why);
   if (!inspector.is_qcow2()) {
     return Refuse(path, absl::StrCat("'", path, "' is not a qcow2 image"), options->json, 63);
   }
   const InspectResult result = Inspect(inspector, *options);
-  if (absl::Status why = image->file->connection_status(); !why.ok()) return lost(why);
+  if (absl::Status why = connection(); !why.ok()) return lost(why);
   std::fputs((options->json ? InspectJson(result) + "\n" : InspectText(result)).c_str(), stdout);
   const std::string error = FirstError(result);
   // An overview shows what there is; the parts that it cannot show say why.

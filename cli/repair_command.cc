@@ -118,8 +118,8 @@ ImageOutcome PlanOne(const std::string& path, const CheckCommandOptions& command
   const CheckOptions check = CheckOptionsFor(path, file, command);
   RepairOutcome repair = StartOutcome(path, command);
   repair.result = PlanRepair(file, check, repair.options);
-  const absl::Status connection = file.connection_status();
-  if (!connection.ok()) return CouldNotCheck(absl::StrCat("'", path, "': ", connection.message()));
+  const absl::Status there = file.availability();
+  if (!there.ok()) return CouldNotCheck(absl::StrCat("'", path, "': ", there.message()));
   const UndoFileName name = UndoFileNameFor(path, command);
   if (!command.no_undo && !repair.result.plan.empty()) {
     const absl::string_view why_not = WhyNotThere(name);
@@ -226,13 +226,13 @@ ImageOutcome RepairOne(const std::string& path, const CheckCommandOptions& comma
   OpenUndoFile open_undo;
   if (!command.no_undo) open_undo = [&undo] { return undo.Make(); };
   repair.result = RepairImage(file, check, repair.options, open_undo);
-  const absl::Status connection = file.connection_status();
-  repair.result.status.Update(connection);
+  const absl::Status there = file.availability();
+  repair.result.status.Update(there);
   if (!repair.result.changed) undo.RemoveUseless();
   repair.undo_file = undo.path();
   const bool failed = !repair.result.status.ok();
   const std::string error =
-      failed ? ErrorSentence(path, repair, !command.no_undo && connection.ok()) : "";
+      failed ? ErrorSentence(path, repair, !command.no_undo && there.ok()) : "";
   if (failed) {
     ++repair.result.after.totals.check_errors;
     repair.result.after.verdict = Verdict::kIncomplete;

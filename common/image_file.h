@@ -48,9 +48,10 @@ class ImageFile {
   // processors are worth having.
   virtual bool is_remote() const { return false; }
 
-  // Of a file on a server: kUnavailable, and why, once the connection is lost. From then on every
-  // read fails, and what was found out meanwhile is worth nothing. Thread-safe.
-  virtual absl::Status connection_status() const { return absl::OkStatus(); }
+  // OK while the file is there as it was opened. kUnavailable, and why, once the connection to its
+  // server is lost, or somebody else has made it longer or shorter: then what was read is of no
+  // one state of the file, and what was found out from it is worth nothing. Thread-safe.
+  virtual absl::Status availability() const { return absl::OkStatus(); }
 
   // The first stretch at or after `offset` that may hold something other than zeros; empty if
   // there is none before the end of the file. Files that cannot tell return all that is left.

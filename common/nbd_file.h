@@ -34,7 +34,7 @@ class NbdFileOf : public Kind {
   void ReadMany(absl::Span<ReadRequest> requests) const override { reader_->ReadMany(requests); }
   Extent NextData(HostOffset offset) const override { return reader_->NextData(offset); }
   bool is_remote() const override { return true; }
-  absl::Status connection_status() const override { return reader_->connection().status(); }
+  absl::Status availability() const override { return reader_->connection().status(); }
 
  protected:
   explicit NbdFileOf(std::unique_ptr<NbdReader> reader) : reader_(std::move(reader)) {}

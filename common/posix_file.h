@@ -24,6 +24,7 @@ class PosixFile : public ImageFile {
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override {
     return ReadBytesOf(file_, info_.size_bytes, offset, dst);
   }
+  absl::Status availability() const override { return AvailabilityOf(file_, info_.size_bytes); }
   Extent NextData(HostOffset offset) const override {
     return NextDataOf(file_, info_.size_bytes, offset);
   }

@@ -67,7 +67,7 @@ absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOf
       return absl::DataLossError(
           absl::StrCat("cannot read at offset ", begin + done, ": ", std::strerror(errno)));
     }
-    if (got == 0) break;  // the file has shrunk since it was opened: reads as zeros
+    if (got == 0) break;  // the file has shrunk since it was opened, as AvailabilityOf says
     done += static_cast<uint64_t>(got);
   }
   std::fill(dst.begin() + static_cast<int64_t>(done), dst.end(), uint8_t{0});
@@ -100,6 +100,16 @@ void ReadManyOf(const FileDescriptor& file, uint64_t size_bytes, absl::Span<Read
   for (ReadRequest& request : rest) {
     request.status = ReadBytesOf(file, size_bytes, request.offset, request.dst);
   }
+}
+
+absl::Status AvailabilityOf(const FileDescriptor& file, uint64_t size_bytes) {
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) return absl::UnavailableError(std::strerror(errno));
+  const auto size_now_bytes = static_cast<uint64_t>(info.st_size);
+  if (!S_ISREG(info.st_mode) || size_now_bytes == size_bytes) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("the file was ", size_bytes, " bytes long when it was opened and has ",
+                   size_now_bytes, " bytes now: another program is writing it"));
 }
 
 bool IsHoleOf(const FileDescriptor& file, const Extent& extent) {

@@ -48,6 +48,7 @@ absl::StatusOr<PosixFileInfo> InfoOfImage(const FileDescriptor& file, const std:
 absl::Status ReadBytesOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset,
                          absl::Span<uint8_t> dst);
 void ReadManyOf(const FileDescriptor& file, uint64_t size_bytes, absl::Span<ReadRequest> requests);
+absl::Status AvailabilityOf(const FileDescriptor& file, uint64_t size_bytes);
 bool IsHoleOf(const FileDescriptor& file, const Extent& extent);
 Extent NextDataOf(const FileDescriptor& file, uint64_t size_bytes, HostOffset offset);
 

@@ -28,7 +28,7 @@ class PatchedFile : public ImageFile {
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
   void ReadMany(absl::Span<ReadRequest> requests) const override;
   bool is_remote() const override { return base_.is_remote(); }
-  absl::Status connection_status() const override { return base_.connection_status(); }
+  absl::Status availability() const override { return base_.availability(); }
   uint64_t allocated_bytes() const override { return base_.allocated_bytes(); }
   bool IsHole(const Extent& extent) const override;
   Extent NextData(HostOffset offset) const override;

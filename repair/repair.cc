@@ -202,6 +202,9 @@ CheckOptions WithoutLimits(CheckOptions check) {
 // Undo log, writes, and the report of what is true then.
 void CarryOut(WritableImageFile& file, const CheckOptions& check, const OpenUndoFile& open_undo,
               RepairResult& result) {
+  // The plan may be for zeros in place of what is gone.
+  result.status = file.availability();
+  if (!result.status.ok()) return;
   std::unique_ptr<WritableImageFile> undo;
   if (open_undo != nullptr) {
     absl::StatusOr<std::unique_ptr<WritableImageFile>> opened = open_undo();

@@ -397,11 +397,11 @@ TEST_F(NbdTest, EveryReadThatWaitsIsToldOfTheEnd) {
     });
   }
   WaitForRequest(log_, "Read");
-  EXPECT_TRUE((*file)->connection_status().ok());
+  EXPECT_TRUE((*file)->availability().ok());
   server.Kill();
   for (std::thread& thread : threads) thread.join();
   for (const absl::Status& status : statuses) EXPECT_TRUE(absl::IsUnavailable(status)) << status;
-  EXPECT_TRUE(absl::IsUnavailable((*file)->connection_status()));
+  EXPECT_TRUE(absl::IsUnavailable((*file)->availability()));
   std::array<uint8_t, 512> sector;
   EXPECT_TRUE(absl::IsUnavailable((*file)->ReadAt(HostOffset{0}, absl::MakeSpan(sector))));
 }
