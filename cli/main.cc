@@ -1,4 +1,5 @@
 // The program: dispatches to the command that the first argument names.
+#include <csignal>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -49,6 +50,9 @@ int Run(std::vector<std::string> arguments) {
 }  // namespace qcow2check
 
 int main(int argc, char** argv) {
+  // Where no file may become so long a write fails, as on a full disk: a report says so, and a
+  // repair stops where it can be taken back. The default is to end without a word.
+  std::signal(SIGXFSZ, SIG_IGN);
   const int exit_code = qcow2check::Run(std::vector<std::string>(argv + 1, argv + argc));
   // A full disk or a closed pipe must not look like a finished report.
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
