@@ -57,6 +57,11 @@ Watch::~Watch() {
 }
 
 void Watch::Run() {
+  // When nobody reads the lines any more the work goes on: it may be a repair.
+  sigset_t pipe;
+  sigemptyset(&pipe);
+  sigaddset(&pipe, SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &pipe, nullptr);
   absl::Duration wait = show_ == Show::kNothing ? absl::InfiniteDuration() : kBeforeFirstLine;
   pollfd fds[] = {{.fd = signals_fd_, .events = POLLIN, .revents = 0},
                   {.fd = end_fd_, .events = POLLIN, .revents = 0}};
