@@ -214,8 +214,9 @@ ImageOutcome RepairOne(const std::string& path, const CheckCommandOptions& comma
   RepairOutcome repair = StartOutcome(path, command);
   const absl::StatusOr<std::optional<std::string>> rolled_back = RollBackInterrupted(file, name);
   if (!rolled_back.ok()) {
-    return CouldNotCheck(absl::StrCat("'", path, "': an interrupted repair cannot be taken back: ",
-                                      rolled_back.status().message()));
+    return CouldNotCheck(
+        absl::StrCat("'", path, "': what an earlier repair may have left cannot be taken back: ",
+                     rolled_back.status().message()));
   }
   if (*rolled_back) {
     repair.notes.push_back(absl::StrCat(

@@ -40,6 +40,11 @@ absl::Status Refusal(absl::string_view what) {
       absl::StrCat("nothing was undone: ", what, "; --force restores it all the same"));
 }
 
+// Then nobody knows what the log, or the image, is.
+bool IsReadError(const absl::Status& status) {
+  return absl::IsDataLoss(status) || absl::IsUnavailable(status);
+}
+
 // Compares the image with the log.
 class Verifier {
  public:
@@ -183,9 +188,12 @@ absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile&
 
 absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const ImageFile& undo_log) {
   const absl::StatusOr<UndoLog> log = ReadUndoLog(undo_log);
+  if (IsReadError(log.status())) return log.status();
   if (!log.ok() || log->state == UndoLogState::kFinished) return Leftover::kNone;
   if (log->state == UndoLogState::kIncomplete) return Leftover::kUseless;
-  if (!VerifyUndo(image, undo_log).ok()) return Leftover::kNone;
+  const absl::Status fits = VerifyUndo(image, undo_log);
+  if (IsReadError(fits)) return fits;
+  if (!fits.ok()) return Leftover::kNone;
   const absl::StatusOr<UndoResult> undone = UndoRepair(image, undo_log, {});
   if (!undone.ok()) return undone.status();
   return Leftover::kRolledBack;

@@ -38,8 +38,8 @@ struct UndoResult {
 absl::Status VerifyUndo(const ImageFile& image, const ImageFile& undo_log);
 
 // Verifies first. kFailedPrecondition, with the first range that differs and nothing changed, if
-// the image is not what the repair left; `force` overrides that. A damaged log is kDataLoss, force
-// or not.
+// the image is not what the repair left; `force` overrides that. A damaged log is kInvalidArgument,
+// force or not.
 absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile& undo_log,
                                       const UndoOptions& options);
 
@@ -52,7 +52,8 @@ enum class Leftover {
 };
 
 // If `undo_log` is that of an interrupted repair of this very image, undoes that repair: a repair
-// that starts from there ends as the interrupted one would have ended.
+// that starts from there ends as the interrupted one would have ended. An error if that fails, and
+// if the log or the image cannot be read: then there may be one.
 absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const ImageFile& undo_log);
 
 }  // namespace qcow2check

@@ -54,7 +54,10 @@ absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile
   std::optional<std::string> rolled_back;
   for (const std::string& path : ExistingFiles(name)) {
     const absl::StatusOr<Leftover> leftover = RollBackFrom(path, image);
-    if (!leftover.ok()) return leftover.status();
+    if (!leftover.ok()) {
+      return absl::Status(leftover.status().code(),
+                          absl::StrCat("'", path, "': ", leftover.status().message()));
+    }
     if (*leftover == Leftover::kNone) continue;
     if (absl::Status status = RemoveUndoFile(path); !status.ok()) return status;
     if (*leftover == Leftover::kRolledBack) rolled_back = path;

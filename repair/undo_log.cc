@@ -208,7 +208,7 @@ absl::Status WriteHeader(WritableImageFile& file, const UndoLog& log, uint32_t s
 }
 
 absl::Status Damaged(absl::string_view what) {
-  return absl::DataLossError(absl::StrCat("the undo file is damaged: ", what));
+  return absl::InvalidArgumentError(absl::StrCat("the undo file is damaged: ", what));
 }
 
 }  // namespace

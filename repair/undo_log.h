@@ -48,11 +48,12 @@ struct UndoLog {
   uint64_t records_bytes = 0;
 };
 
-// kInvalidArgument if `file` is no undo file, or of a later version; kDataLoss if it is damaged.
+// kInvalidArgument if `file` is no undo file, of a later version, or damaged; other errors are of
+// reading it.
 absl::StatusOr<UndoLog> ReadUndoLog(const ImageFile& file);
 
 // Calls `visit` for each history in the log, in the order of their offsets, without overlaps; stops
-// at its first error. kDataLoss if a record is damaged or missing.
+// at its first error. kInvalidArgument if a record is damaged or missing.
 absl::Status ForEachLoggedHistory(const ImageFile& file, const UndoLog& log,
                                   absl::FunctionRef<absl::Status(const SectorHistory&)> visit);
 
