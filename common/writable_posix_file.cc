@@ -131,8 +131,12 @@ absl::Status FlushFolderOf(const std::string& path) {
   const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
   const FileDescriptor dir(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!dir.valid()) return OpenError(errno, folder);
+  int result = 0;
+  do {
+    result = fsync(dir.get());
+  } while (result != 0 && errno == EINTR);
   // Some file systems cannot flush a folder; there is nothing more to be done on them.
-  if (fsync(dir.get()) == 0 || IsUnsupported(errno)) return absl::OkStatus();
+  if (result == 0 || IsUnsupported(errno)) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("cannot flush '", folder, "': ", WordsOf(errno)));
 }
 
