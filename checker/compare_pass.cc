@@ -264,11 +264,11 @@ void Comparison::ComparePiece(const RefcountBlock& block, uint64_t first,
 // Refcounts that cannot be read are unknown, not 0: nothing is said of their clusters.
 void Comparison::CompareReadableSectors(const RefcountBlock& block, uint64_t begin,
                                         absl::Span<const uint8_t> piece) {
-  uint8_t unused[kSectorBytes];
+  uint8_t sector[kSectorBytes];
   for (uint64_t at = 0; at < piece.size(); at += kSectorBytes) {
     const HostOffset place = {block.offset_bytes + begin + at};
-    if (!state_.file.ReadAt(place, absl::MakeSpan(unused)).ok()) continue;
-    ComparePiece(block, (begin + at) << 3 >> order_, piece.subspan(at, kSectorBytes));
+    if (!state_.file.ReadAt(place, absl::MakeSpan(sector)).ok()) continue;
+    ComparePiece(block, (begin + at) << 3 >> order_, sector);
   }
 }
 

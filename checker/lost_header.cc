@@ -14,11 +14,19 @@ namespace {
 constexpr std::array<int, 13> kClusterBitsToTry = {16, 21, 20, 12, 9,  10, 11,
                                                    13, 14, 15, 17, 18, 19};
 
+// Most files without the magic are no images: what cannot be read of them is no fault of one.
+bool Read(CheckState& state, uint64_t offset_bytes, absl::Span<uint8_t> dst) {
+  if (state.file.ReadAt(HostOffset{offset_bytes}, dst).ok()) return true;
+  state.Skip(absl::StrFormat("whether 0x%x belongs to an image without a header", offset_bytes),
+             "it cannot be read");
+  return false;
+}
+
 bool LooksLikeRefcountTableAt(CheckState& state, uint64_t cluster_size) {
   const uint64_t size = state.file.size_bytes();
   if (size < 3 * cluster_size) return false;
   std::array<uint8_t, 64> table;
-  if (!state.file.ReadAt(HostOffset{cluster_size}, absl::MakeSpan(table)).ok()) return false;
+  if (!Read(state, cluster_size, absl::MakeSpan(table))) return false;
   const uint64_t block = Load64(table.data());
   if (block == 0 || !IsAligned(block, cluster_size) || block >= size) return false;
   for (size_t i = 8; i < table.size(); i += 8) {
@@ -27,7 +35,7 @@ bool LooksLikeRefcountTableAt(CheckState& state, uint64_t cluster_size) {
   }
   // 16-bit refcounts of the header, the refcount table and the first clusters behind them.
   std::array<uint8_t, 8> counts;
-  if (!state.file.ReadAt(HostOffset{block}, absl::MakeSpan(counts)).ok()) return false;
+  if (!Read(state, block, absl::MakeSpan(counts))) return false;
   return Load16(&counts[0]) == 1 && Load16(&counts[2]) == 1 && Load16(&counts[4]) == 1;
 }
 

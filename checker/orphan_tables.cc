@@ -56,7 +56,7 @@ uint64_t ClustersMapped(const CheckState& state, const ClusterSet& orphans,
 
 }  // namespace
 
-std::vector<OrphanTable> FindOrphanTables(const CheckState& state, const ClusterSet& orphans) {
+std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& orphans) {
   std::vector<OrphanTable> tables;
   const Geometry& geometry = state.geo();
   if (geometry.data_file) return tables;
@@ -69,8 +69,11 @@ std::vector<OrphanTable> FindOrphanTables(const CheckState& state, const Cluster
       left -= size;
       const uint64_t offset = (run.first_cluster + i) << geometry.cluster_bits;
       if (state.file.IsHole({offset, std::min(offset + size, state.file.size_bytes())})) continue;
-      // What orphans hold is no metadata of this image: a sector that cannot be read is no fault.
-      if (!state.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok()) continue;
+      // What cannot be read may be a lost table: then it is a finding, and holds the orphans back.
+      if (!state.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok() &&
+          !state.Read(HostOffset{offset}, absl::MakeSpan(cluster), Structure::kDataCluster)) {
+        continue;
+      }
       const uint64_t mapped = ClustersMapped(state, orphans, cluster, offset);
       if (mapped != 0) tables.push_back({offset, mapped});
     }

@@ -18,7 +18,7 @@ struct OrphanTable {
 
 // Orphans that are L2 tables, most of whose entries lead to orphans; by offset. Refcount tables,
 // which look alike, are none. Reads at most 64 MiB of the orphans.
-std::vector<OrphanTable> FindOrphanTables(const CheckState& state, const ClusterSet& orphans);
+std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& orphans);
 
 // An orphan that leads to orphan L2 tables is an L1 table: what is left of a snapshot whose
 // deletion was cut short. No L1 entry of the disk was lost with it. Itself and its tables, by
