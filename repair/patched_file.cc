@@ -42,7 +42,10 @@ absl::Status PatchedFile::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) con
   if (!HasAllPages(offset.bytes, dst.size())) {
     absl::Status status = base_.ReadAt(offset, dst);
     if (status.ok()) status = PutCopies(offset, dst);
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+      ++*failed_reads_;
+      return status;
+    }
   }
   PutPages(offset, dst);
   return absl::OkStatus();
@@ -53,7 +56,11 @@ void PatchedFile::ReadMany(absl::Span<ReadRequest> requests) const {
   for (ReadRequest& request : requests) {
     if (HasAllPages(request.offset.bytes, request.dst.size())) request.status = absl::OkStatus();
     if (request.status.ok()) request.status = PutCopies(request.offset, request.dst);
-    if (request.status.ok()) PutPages(request.offset, request.dst);
+    if (request.status.ok()) {
+      PutPages(request.offset, request.dst);
+    } else {
+      ++*failed_reads_;
+    }
   }
 }
 

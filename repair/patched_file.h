@@ -8,6 +8,7 @@
 #define QCOW2CHECK_REPAIR_PATCHED_FILE_H_
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -41,6 +42,9 @@ class PatchedFile : public ImageFile {
   void PatchCopy(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes);
   void Grow(uint64_t size_bytes) { size_bytes_ = size_bytes; }
 
+  // How many reads of the base file have failed, by way of this object or a copy of it.
+  uint64_t failed_reads() const { return *failed_reads_; }
+
   bool IsPatched(uint64_t offset_bytes, uint64_t length_bytes) const;
 
  private:
@@ -64,6 +68,7 @@ class PatchedFile : public ImageFile {
 
   const ImageFile& base_;
   uint64_t size_bytes_;
+  std::shared_ptr<std::atomic<uint64_t>> failed_reads_ = std::make_shared<std::atomic<uint64_t>>(0);
   // By offset, a multiple of the page size. Never changed while shared.
   absl::btree_map<uint64_t, std::shared_ptr<Page>> pages_;
   absl::btree_map<uint64_t, Copy> copies_;  // by target offset

@@ -122,11 +122,18 @@ enum class Evidence {
   kKeep,       // there is no room for a note: it stays as it is
 };
 
+// How a plan is made; each is tried only if the ones before lead nowhere.
+struct Attempt {
+  Evidence evidence = Evidence::kNotNeeded;
+  bool grows_in_doubt = true;
+  bool unread = false;  // what the planners would have had to look at cannot be read
+};
+
 absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptions& options,
-                                      Evidence evidence) {
+                                      const Attempt& attempt) {
   if (options.mode == RepairMode::kLeaks) return kRepairLeaks;
-  if (TotalsOf(state).check_errors != 0) return kRepairUnread;
-  if (evidence == Evidence::kKeep) return kRepairKeepingEvidence;
+  if (attempt.unread || TotalsOf(state).check_errors != 0) return kRepairUnread;
+  if (attempt.evidence == Evidence::kKeep) return kRepairKeepingEvidence;
   return kRepairAll;
 }
 
@@ -239,19 +246,13 @@ Plan Finished(const CheckState& state, const RepairOptions& options, std::string
   return made;
 }
 
-// How a plan is made; each is tried only if the ones before lead nowhere.
-struct Attempt {
-  Evidence evidence = Evidence::kNotNeeded;
-  bool grows_in_doubt = true;
-};
-
 // A caller who wants the report of the first check, too.
 struct WantedReport {
   uint64_t max_findings = 0;
   std::optional<Report> report;
 };
 
-enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kCollides };
+enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kCollides, kUnread };
 
 Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOptions& options,
                 const Attempt& attempt, WantedReport* wanted, Plan& made) {
@@ -279,18 +280,21 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
       return Outcome::kCollides;
     }
     const uint64_t before = plan.writes();
+    const uint64_t failed_before = plan.failed_reads();
     if (round == 0 && attempt.evidence == Evidence::kNote && !PlanNote(state, plan)) {
       return Outcome::kHasNoRoomForNote;
     }
     if (plan.writes() == before && why_nothing.empty()) {
       const uint64_t size_bytes = plan.image().size_bytes();
-      for (const Planner planner : PlannersFor(state, options, attempt.evidence)) {
+      for (const Planner planner : PlannersFor(state, options, attempt)) {
         planner(state, plan);
         is_new_l1 = planner == PlanL1Table;
         if (plan.writes() != before) break;
         plan.TakeBackGrowth(size_bytes);
       }
     }
+    // What was not seen may have spoken against it.
+    if (!attempt.unread && plan.failed_reads() != failed_before) return Outcome::kUnread;
     if (plan.writes() != before) continue;
     if (attempt.evidence == Evidence::kNotNeeded && OrphansNeedNote(state, options, plan)) {
       return Outcome::kNeedsNote;
@@ -320,6 +324,9 @@ Plan PlanWith(const ImageFile& file, CheckOptions check, const RepairOptions& op
         break;
       case Outcome::kCollides:
         attempt.grows_in_doubt = false;
+        break;
+      case Outcome::kUnread:
+        attempt.unread = true;
         break;
     }
   }

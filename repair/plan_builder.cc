@@ -144,6 +144,7 @@ void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t 
   if (status.ok()) {
     Write(to_bytes, bytes, reason);
   } else {
+    ++failed_reads_;
     Decline(reason.code, reason.finding_offset, std::string(status.message()));
   }
 }

@@ -49,6 +49,8 @@ class PlanBuilder {
   // Those that the block at `offset_bytes` may have been of: writers put a block into its own
   // range, or at the end of the one before.
   std::vector<uint64_t> OldBlocksNear(uint64_t offset_bytes, const Geometry& geometry) const;
+  // Grows with each read that fails, by way of this object or of image().
+  uint64_t failed_reads() const { return image_.failed_reads() + failed_reads_; }
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
 
@@ -126,6 +128,7 @@ class PlanBuilder {
   absl::btree_set<uint64_t> old_blocks_;
 
   uint64_t writes_ = 0;
+  uint64_t failed_reads_ = 0;  // of the file as it was
   std::vector<Extent> freed_;
   GuestRanges lost_;
   absl::flat_hash_set<std::pair<FindingCode, uint64_t>> declined_;
