@@ -34,6 +34,7 @@ class WholeRepair {
 
   const RecordedDisk& disk() const { return disk_; }
   const RepairResult& result() const { return result_; }
+  const Bytes& damaged() const { return damaged_; }
   const Bytes& repaired() const { return image_.bytes(); }
 
   // What is wrong with what a crash has left; empty if nothing is.

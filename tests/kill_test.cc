@@ -3,23 +3,16 @@
 // it ends where it would have ended; or an undo gives back the damaged image.
 //
 // Needs ptrace. One run of the program for each call.
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/ptrace.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/check.h"
 #include "gtest/gtest.h"
 #include "tests/damage.h"
 #include "tests/image_builder.h"
 #include "tests/program.h"
+#include "tests/traced_program.h"
 
 namespace qcow2check::testing {
 namespace {
@@ -29,76 +22,18 @@ using Words = std::vector<std::string>;
 
 enum class Moment { kBefore, kBehind };
 
-// Those by which a repair changes files or directories, or makes that durable.
-bool ChangesFiles(const __ptrace_syscall_info& info) {
-  switch (info.entry.nr) {
-    case SYS_pwrite64:
-    case SYS_pwritev:
-    case SYS_ftruncate:
-    case SYS_fallocate:
-    case SYS_fsync:
-    case SYS_fdatasync:
-    case SYS_unlink:
-    case SYS_unlinkat:
-    case SYS_rename:
-    case SYS_link:
-    case SYS_linkat:
-      return true;
-    case SYS_openat:
-      return (info.entry.args[2] & O_CREAT) != 0;
-    default:
-      return false;
-  }
-}
-
-[[noreturn]] void Exec(const Words& argv) {
-  std::vector<char*> words;
-  for (const std::string& word : argv) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
-  const int null = open("/dev/null", O_RDWR);
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null, fd);
-  ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-  execv(words[0], words.data());
-  _exit(127);
-}
-
 enum class End { kKilled, kFinished, kNoPtrace };
 
 // Runs the program until its call number `count` (from 0) that changes files, and kills it there.
 End RunAndKill(const Words& arguments, int count, Moment moment) {
   Words argv = {QCOW2CHECK_PROGRAM};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
-  const pid_t child = fork();
-  QCOW2CHECK_CHECK(child >= 0);
-  if (child == 0) Exec(argv);
-  int status = 0;
-  waitpid(child, &status, 0);
-  if (!WIFSTOPPED(status)) return End::kNoPtrace;
-  ptrace(PTRACE_SETOPTIONS, child, nullptr,
-         reinterpret_cast<void*>(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
-  bool inside = false;  // the call to be killed behind
-  int signal = 0;
-  for (;;) {
-    ptrace(PTRACE_SYSCALL, child, nullptr, reinterpret_cast<void*>(static_cast<intptr_t>(signal)));
-    QCOW2CHECK_CHECK(waitpid(child, &status, 0) == child);
-    if (WIFEXITED(status)) return End::kFinished;
-    QCOW2CHECK_CHECK(WIFSTOPPED(status));
-    const bool at_call = WSTOPSIG(status) == (SIGTRAP | 0x80);
-    signal = at_call ? 0 : WSTOPSIG(status);
-    if (!at_call) continue;
-    __ptrace_syscall_info info = {};
-    ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof(info)), &info);
-    const bool begins = info.op == PTRACE_SYSCALL_INFO_ENTRY;
-    bool kill_now = inside && !begins;
-    if (begins && ChangesFiles(info) && count-- == 0) {
-      inside = moment == Moment::kBehind;
-      kill_now = moment == Moment::kBefore;
-    }
-    if (!kill_now) continue;
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
-    return End::kKilled;
-  }
+  const TracedEnd end = RunTraced(argv, [&](const TracedCall& call) -> CallFate {
+    if (!ChangesFiles(call) || count-- != 0) return {};
+    return {moment == Moment::kBefore ? Fate::kKilledBefore : Fate::kKilledBehind};
+  });
+  if (end.no_ptrace) return End::kNoPtrace;
+  return end.killed ? End::kKilled : End::kFinished;
 }
 
 // Repaired in several steps, with one more cluster in the file; and with new refcount structures.
