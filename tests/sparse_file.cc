@@ -47,7 +47,8 @@ absl::Status SparseFile::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) cons
 
 Extent SparseFile::NextData(HostOffset offset) const {
   auto it = pages_.lower_bound(offset.bytes / kPageBytes);
-  if (it == pages_.end() || offset.bytes >= size_bytes_) return {offset.bytes, offset.bytes};
+  if (offset.bytes >= size_bytes_) return {offset.bytes, offset.bytes};
+  if (it == pages_.end()) return {size_bytes_, size_bytes_};
   const uint64_t begin = std::max(offset.bytes, it->first * kPageBytes);
   uint64_t last = it->first;
   while (++it != pages_.end() && it->first == last + 1) ++last;

@@ -37,6 +37,7 @@ class SparseFile : public WritableImageFile {
   uint64_t size_bytes() const override { return size_bytes_; }
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
   Extent NextData(HostOffset offset) const override;
+  uint64_t allocated_bytes() const override { return stored_bytes(); }
   absl::Status WriteAt(HostOffset offset, absl::Span<const uint8_t> src) override;
   absl::Status Resize(uint64_t size_bytes) override;
   absl::Status Discard(const Extent& extent) override;
