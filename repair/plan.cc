@@ -259,6 +259,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
   PlanBuilder plan(file, options, attempt.grows_in_doubt);
   bool is_new_l1 = true;
   for (int round = 0; round < kMostRounds; ++round) {
+    const uint64_t failed_before = plan.failed_reads();
     CheckState state(plan.image(), check);
     RunPasses(state, "orphans");
     if (wanted != nullptr && !wanted->report) {
@@ -280,7 +281,6 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
       return Outcome::kCollides;
     }
     const uint64_t before = plan.writes();
-    const uint64_t failed_before = plan.failed_reads();
     if (round == 0 && attempt.evidence == Evidence::kNote && !PlanNote(state, plan)) {
       return Outcome::kHasNoRoomForNote;
     }
