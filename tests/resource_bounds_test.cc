@@ -1,6 +1,6 @@
 // Images that claim much and have little: disks of exbibytes, tables of gibibytes in holes, tables
-// that are named many times, pointers that are far from each other. Memory and reads of a check and
-// of a plan follow what the file has, not what it says.
+// that are named many times, pointers that are far from each other. Memory and reads of a check
+// follow what the file has, not what it says; those of a plan where that is promised.
 //
 // The table that it prints is the one in docs/checking.md.
 #include <fcntl.h>
