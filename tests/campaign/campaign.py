@@ -105,10 +105,10 @@ def keep_image(keep, one, case, outcome):
 
 
 def run(programs, images, seed, keep):
-    """All results, in the order of the seeds."""
+    """All results, in the order of the seeds. Now and then a worker only waits for qemu-img to be timed out."""
     seeds = -(-images // (DAMAGED_PER_SEED + 1))
     starts = range(seed, seed + seeds, SEEDS_AT_ONCE)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2 * os.cpu_count()) as pool:
         parts = pool.map(lambda start: try_seeds(programs, start, min(SEEDS_AT_ONCE, seed + seeds - start), keep),
                          starts)
         return [result for part in parts for result in part]

@@ -12,7 +12,6 @@ import dataclasses
 import re
 
 import reports
-from image_words import ImageWords
 
 OURS_RIGHT = "ours"
 THEIRS_RIGHT = "qemu-img's"
@@ -195,6 +194,7 @@ class Ledger:
         self.extensions_that_are_cut_off()
         self.blocks_behind_end()
         self.refcount_table_entries()
+        self.overflows()
         self.shared_blocks()
         self.unseen()
         self.refcounts()
@@ -279,10 +279,15 @@ class Ledger:
             if offset % self.words.cluster_size == 0 and 0 < offset < self.words.length:
                 cluster = offset // self.words.cluster_size
                 self.references[cluster] += entries
-                for finding in self.ours.of("refcount-overflow"):
-                    if 0 <= cluster - finding["host-offset"] // self.words.cluster_size < finding["clusters"]:
-                        self.explain("refcount-table-entry")
-                        self.kinds["overflow"] += min(entries, finding["count"])
+
+    def overflows(self):
+        """References that qemu-img does not count cannot be too many for the width."""
+        for finding in self.ours.of("refcount-overflow"):
+            first = finding["host-offset"] // self.words.cluster_size
+            for cluster in range(first, first + finding["clusters"]):
+                if self.references[cluster] > 0:
+                    self.explain("refcount-table-entry")
+                    self.kinds["overflow"] += min(self.references[cluster], finding["count"] // finding["clusters"])
 
     def shared_blocks(self):
         """qemu-img sees that a block is shared by its own count of references, which cannot be above the width's
