@@ -9,6 +9,7 @@ seed_packages=(python3)
 test_packages=(python3 python3-jsonschema libgtest-dev libgmock-dev libbenchmark-dev qemu-utils nbdkit gnutls-bin)
 format_packages=(clang-format)
 fuzz_packages=(clang libclang-rt-14-dev llvm)
+lint_packages=(clang clang-tidy iwyu)
 
 say() { echo "$@" >&2; }
 
@@ -44,23 +45,29 @@ install_packages() {
 
 is_configured() { [ -e "$1/build.ninja" ] || [ -e "$1/Makefile" ]; }
 
-# build PRESET BUILD_DIR TARGET [CMAKE_ARGUMENT...]: configures BUILD_DIR, if that was not done before or
-# arguments are given, and builds TARGET. One at a time for each folder.
+# configure PRESET BUILD_DIR [CMAKE_ARGUMENT...]: if that was not done before, or arguments are given.
+configure() {
+  local preset=$1 build_dir=$2 generator=Ninja
+  shift 2
+  mkdir -p "$build_dir" || return
+  if ! is_configured "$build_dir"; then
+    command -v ninja >/dev/null || generator='Unix Makefiles'
+    say "configuring ${build_dir##*/}"
+    (cd "$source_dir" && quietly "$build_dir/configure.log" cmake --preset "$preset" -G "$generator" "$@")
+  elif [ $# -gt 0 ]; then
+    quietly "$build_dir/configure.log" cmake -B "$build_dir" -S "$source_dir" "$@"
+  fi
+}
+
+# build PRESET BUILD_DIR TARGET [CMAKE_ARGUMENT...]: configures BUILD_DIR and builds TARGET. One at a time for
+# each folder.
 build() {
   local preset=$1 build_dir=$2 target=$3
   shift 3
   mkdir -p "$build_dir" || return
   (
     if command -v flock >/dev/null; then flock 9; fi
-    if ! is_configured "$build_dir"; then
-      generator=Ninja
-      command -v ninja >/dev/null || generator='Unix Makefiles'
-      say "configuring and building ${build_dir##*/}"
-      cd "$source_dir" || exit
-      quietly "$build_dir/configure.log" cmake --preset "$preset" -G "$generator" "$@" || exit
-    elif [ $# -gt 0 ]; then
-      quietly "$build_dir/configure.log" cmake -B "$build_dir" -S "$source_dir" "$@" || exit
-    fi
+    configure "$preset" "$build_dir" "$@" || exit
     quietly "$build_dir/build.log" cmake --build "$build_dir" --target "$target" --parallel "$(nproc)"
   ) 9>"$build_dir/.lock"
 }
