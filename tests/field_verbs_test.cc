@@ -93,7 +93,7 @@ TEST_P(FieldVerbs, AreFoundUnlessReviewed) {
 
 TEST_P(FieldVerbs, AreRepairedAsPromised) {
   const bool sound_is_left = Repair(image_.bytes).result.plan.empty();
-  int pairs = 0, clean = 0, leaks = 0, declined = 0, unchanged = 0;
+  int pairs = 0, clean = 0, leaks = 0, in_part = 0, declined = 0, nothing_to_do = 0;
   for (const FieldPair& pair : PairsOf(GetParam().name, image_)) {
     const RepairOutcome outcome = TryRepair(sound_, Damaged(image_, pair));
     const RepairResult& result = outcome.repaired.result;
@@ -102,18 +102,23 @@ TEST_P(FieldVerbs, AreRepairedAsPromised) {
       EXPECT_TRUE(result.plan.empty()) << pair.Words();
     }
     ++pairs;
-    if (!result.changed) {
-      ++unchanged;
+    if (result.before.verdict == Verdict::kClean) {
+      ++nothing_to_do;
+    } else if (!result.changed) {
+      ++declined;
     } else if (result.after.verdict == Verdict::kClean) {
       ++clean;
     } else if (result.after.verdict == Verdict::kLeaks) {
       ++leaks;
     } else {
-      ++declined;
+      ++in_part;
     }
   }
-  std::printf("%d pairs: %d repaired, %d keep leaks, %d repaired in part, %d not written at all\n",
-              pairs, clean, leaks, declined, unchanged);
+  std::printf(
+      "%d pairs: %d repaired, %d repaired and keep leaks, %d repaired in part, %d declined, %d "
+      "with "
+      "nothing to repair\n",
+      pairs, clean, leaks, in_part, declined, nothing_to_do);
 }
 
 // A line that nothing needs would hide what comes to match it.
