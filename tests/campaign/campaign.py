@@ -125,13 +125,13 @@ def summary(results):
     left_over = sum(bool(result.outcome.unexplained) for result in results)
     differing = sum(result.differs for result in results)
     repaired = [result.repairs for result in results if result.repairs]
-    states = {0: "clean", 3: "leaks", 2: "corruption", 1: "no answer"}
+    states = {0: "clean", 3: "leaks", 2: "corruption", 1: "no result", None: "hangs or crashes"}
     lines = [f"{len(results)} images: all numbers and the exit code are equal for {len(results) - differing} and "
              f"differ for {differing}; {left_over} are not explained.",
              "", f"{len(repaired)} were repaired by both. qemu-img check says afterwards:", "",
              "| | " + " | ".join(states.values()) + " |", "|---|" + "---:|" * len(states)]
     for who, index in (("qcow2check --repair", 0), ("qemu-img check -r all", 1)):
-        codes = collections.Counter(repair[index] for repair in repaired)
+        codes = collections.Counter(repair[index] if repair[index] in states else None for repair in repaired)
         lines.append(f"| {who} | " + " | ".join(str(codes[code]) for code in states) + " |")
     return "\n".join(lines)
 
