@@ -11,6 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/limits.h"
+#include "common/nbd_connection.h"
+#include "common/nbd_file.h"
 #include "common/quoted.h"
 
 namespace qcow2check {

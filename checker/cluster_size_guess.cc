@@ -1,6 +1,5 @@
 #include "checker/cluster_size_guess.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "absl/strings/str_format.h"

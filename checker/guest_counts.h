@@ -3,8 +3,6 @@
 #ifndef QCOW2CHECK_CHECKER_GUEST_COUNTS_H_
 #define QCOW2CHECK_CHECKER_GUEST_COUNTS_H_
 
-#include <cstdint>
-
 #include "checker/check_state.h"
 #include "common/cluster_set.h"
 #include "common/refcount_map.h"

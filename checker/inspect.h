@@ -17,7 +17,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 #include "checker/check_state.h"
 #include "common/address.h"
 #include "common/bitmap_entry.h"

@@ -6,7 +6,6 @@
 #include "absl/strings/str_format.h"
 #include "checker/inspect.h"
 #include "checker/owner_search.h"
-#include "common/byte_order.h"
 #include "common/checked_math.h"
 #include "common/refcount_block.h"
 

@@ -4,8 +4,6 @@
 
 #include "absl/strings/str_format.h"
 #include "common/byte_order.h"
-#include "common/limits.h"
-#include "common/table_entry.h"
 
 namespace qcow2check {
 namespace {

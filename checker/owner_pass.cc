@@ -13,7 +13,6 @@
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "checker/owner_search.h"
-#include "common/limits.h"
 #include "common/table_entry.h"
 
 namespace qcow2check {

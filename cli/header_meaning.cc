@@ -6,7 +6,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/format_bytes.h"
-#include "cli/inspect_words.h"
 #include "common/limits.h"
 
 namespace qcow2check {

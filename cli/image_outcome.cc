@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "cli/limits.h"
+#include "common/nbd_connection.h"
 #include "common/open_image.h"
 
 namespace qcow2check {

@@ -3,7 +3,6 @@
 #define QCOW2CHECK_CLI_INSPECT_COMMAND_H_
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 

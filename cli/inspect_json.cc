@@ -6,7 +6,6 @@
 #include "absl/strings/str_format.h"
 #include "cli/format_bytes.h"
 #include "cli/header_meaning.h"
-#include "cli/inspect_words.h"
 
 namespace qcow2check {
 namespace {

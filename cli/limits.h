@@ -2,8 +2,6 @@
 #ifndef QCOW2CHECK_CLI_LIMITS_H_
 #define QCOW2CHECK_CLI_LIMITS_H_
 
-#include <cstdint>
-
 #include "checker/check.h"
 #include "cli/options.h"
 

@@ -12,6 +12,7 @@
 #include "cli/shell_command.h"
 #include "common/digest.h"
 #include "common/image_lock.h"
+#include "common/nbd_file.h"
 #include "common/open_image.h"
 #include "repair/undo_file.h"
 

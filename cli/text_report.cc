@@ -1,7 +1,6 @@
 #include "cli/text_report.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/match.h"

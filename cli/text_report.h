@@ -7,7 +7,6 @@
 
 #include "checker/chain.h"
 #include "checker/report.h"
-#include "cli/wrapped.h"
 
 namespace qcow2check {
 

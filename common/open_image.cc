@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/nbd_file.h"
 #include "common/posix_file.h"
 #include "common/writable_posix_file.h"
 

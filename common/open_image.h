@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/image_file.h"
-#include "common/nbd_file.h"
+#include "common/nbd_reader.h"
 
 namespace qcow2check {
 

@@ -7,8 +7,6 @@
 #ifndef QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
 #define QCOW2CHECK_COMMON_REFCOUNT_MAP_H_
 
-#include <algorithm>
-#include <array>
 #include <cstdint>
 #include <memory>
 

@@ -9,7 +9,6 @@
 #include "checker/check.h"
 #include "checker/inspect.h"
 #include "cli/json_report.h"
-#include "cli/printable.h"
 #include "cli/text_report.h"
 #include "common/header.h"
 #include "common/memory_file.h"

@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "checker/check.h"
 #include "common/bitmap_entry.h"
 #include "common/byte_order.h"

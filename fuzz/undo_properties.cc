@@ -1,7 +1,6 @@
 // The properties of an undo: see fuzz/properties.h.
 #include <algorithm>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"

@@ -6,7 +6,6 @@
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/refcount_block.h"
-#include "common/table_entry.h"
 
 namespace qcow2check {
 namespace {

@@ -6,7 +6,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_format.h"
 #include "absl/types/span.h"
-#include "common/check.h"
 #include "common/checked_math.h"
 #include "common/digest.h"
 #include "common/limits.h"

@@ -1,7 +1,6 @@
 #include "repair/snapshot_table.h"
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "common/byte_order.h"

@@ -73,14 +73,6 @@ uint64_t StoredRefcounts::GetAlone(uint64_t block, uint64_t bit) const {
   return LoadRefcount(entry, (bit % 8) >> order_, order_);
 }
 
-std::vector<uint8_t> StoredRefcounts::ReadBlock(uint64_t table_index) const {
-  const std::optional<uint64_t> block = BlockAt(table_index);
-  if (!block) return {};
-  std::vector<uint8_t> bytes(state_.geo().cluster_size());
-  if (!plan_.image().ReadAt(HostOffset{*block}, absl::MakeSpan(bytes)).ok()) return {};
-  return bytes;
-}
-
 void StoredRefcounts::Set(uint64_t first, uint64_t count, uint64_t value, const PlanReason& reason,
                           bool before_all) {
   if (!before_all) plan_.EndRefcountsFirst();

@@ -29,8 +29,6 @@ class StoredRefcounts {
 
   // 0 where there is no usable block or it cannot be read. Those of neighbours are read at once.
   uint64_t Get(uint64_t cluster) const;
-  // The entries of a usable block, as bytes; empty if it cannot be read.
-  std::vector<uint8_t> ReadBlock(uint64_t table_index) const;
 
   // Plans that clusters [first, first + count) get the refcount `value`, which fits the width, as
   // far as they have usable blocks. `before_all`: as the first writes of the repair.

@@ -12,6 +12,7 @@
 #include "checker/check.h"
 #include "cli/printable.h"
 #include "cli/shell_command.h"
+#include "cli/wrapped.h"
 #include "common/memory_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
