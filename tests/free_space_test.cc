@@ -1,0 +1,61 @@
+// Where a repair puts new structures when the file cannot grow: never over what may be the only
+// copy of something, though its refcount is 0 and nothing references it.
+#include <cstdint>
+#include <vector>
+
+#include "common/memory_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "repair/repair.h"
+#include "tests/damage.h"
+#include "tests/image_builder.h"
+
+namespace qcow2check::testing {
+namespace {
+
+constexpr uint64_t kCluster = 4096;
+constexpr uint64_t kL2Reach = 512 * kCluster;
+constexpr uint64_t kFreed = 20 * kCluster;  // guest offset of what the guest no longer has
+
+// Two guest ranges are on one cluster, so one of them needs a new one. The only free cluster in the
+// file still holds what was there before it was freed.
+BuiltImage FullDisk() {
+  BuiltImage image =
+      BuildImage({.cluster_bits = 12,
+                  .virtual_size = 2 * kL2Reach,
+                  .steps = {WriteClusters{.count = 1}, WriteClusters{.first = kFreed / kCluster},
+                            WriteClusters{.first = kL2Reach / kCluster, .count = 4}}});
+  SetRefcount(image, image.ClusterOf(image.At(kFreed).host_offset), 0);
+  SetL2Entry(image, kFreed, 0);
+  SetL2Entry(image, kCluster, GetL2Entry(image, 0));
+  return image;
+}
+
+std::vector<uint8_t> FreedCluster(const BuiltImage& image, const std::vector<uint8_t>& bytes) {
+  const auto begin = bytes.begin() + static_cast<int64_t>(image.At(kFreed).host_offset);
+  return {begin, begin + kCluster};
+}
+
+std::vector<uint8_t> Repaired(const BuiltImage& image) {
+  MemoryFile file(image.bytes);
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll, .fixed_size = true}, /*open_undo=*/nullptr);
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  return file.bytes();
+}
+
+TEST(FreeSpaceTest, AClusterWithContentIsLeftAloneWhereSomethingWasLost) {
+  BuiltImage image = FullDisk();
+  SetL1Entry(image, 1, 0);
+  EXPECT_EQ(FreedCluster(image, Repaired(image)), FreedCluster(image, image.bytes));
+}
+
+TEST(FreeSpaceTest, AClusterOfZerosIsTaken) {
+  BuiltImage image = FullDisk();
+  SetL1Entry(image, 1, 0);
+  ZeroCluster(image, image.At(kFreed).host_offset);
+  EXPECT_EQ(FreedCluster(image, Repaired(image)), PatternOf(0, 1, kCluster));
+}
+
+}  // namespace
+}  // namespace qcow2check::testing
