@@ -130,6 +130,24 @@ TEST(UndoTest, GivesBackEveryByteAndTheLength) {
   EXPECT_EQ(undone->bytes, 6 * kSector);
 }
 
+// Pointers to what lies behind the old end must be gone when that goes.
+TEST(UndoTest, TheEndIsCutOffWhenTheOldBytesAreOnDisk) {
+  const Bytes before = SomeBytes(kOddSize, 1);
+  const Applied applied(before, SomePlan(before));
+  RecordedDisk disk;
+  RecordingFile& image = disk.AddFile(applied.image.bytes());
+  ASSERT_TRUE(UndoRepair(image, applied.log, {}).ok());
+  Dice dice(1);
+  for (size_t count = 0; count <= disk.events(); ++count) {
+    for (int i = 0; i < 50; ++i) {
+      const Bytes left = disk.PowerFails(count).AtRandom(dice).front();
+      if (left.size() < applied.image.size_bytes()) {
+        EXPECT_EQ(left, before) << "after " << count;
+      }
+    }
+  }
+}
+
 TEST(UndoTest, TwiceIsNoMoreThanOnce) {
   const Bytes before = SomeBytes(kOddSize, 1);
   Applied applied(before, SomePlan(before));
