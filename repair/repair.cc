@@ -48,12 +48,6 @@ class PlanIndex {
     return first != offsets->second.end() && *first < place.end_bytes;
   }
 
-  // What is said of the first of this kind; nullptr if none was declined.
-  const DeclinedRepair* FindDeclined(FindingCode code) const {
-    const auto rows = declined_.find(code);
-    return rows == declined_.end() ? nullptr : rows->second.front();
-  }
-
   // nullptr if it was not declined.
   const DeclinedRepair* FindDeclined(const Finding& finding) const {
     const auto rows = declined_.find(finding.code);
