@@ -52,7 +52,6 @@ class OrphanEvidence {
   const std::vector<uint64_t>& tables() const { return tables_; }
   // Otherwise orphans may be what a snapshot needs.
   bool snapshots_are_known() const { return snapshots_are_known_; }
-  uint64_t damaged_l1_entries() const { return damaged_l1_entries_; }
 
  private:
   void SetTablesAside();

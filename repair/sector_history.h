@@ -25,8 +25,6 @@ struct SectorHistory {
   uint64_t offset_bytes = 0;
   std::vector<uint8_t> old_bytes;
   std::vector<SectorVersions> sectors;
-
-  uint64_t end_bytes() const { return offset_bytes + old_bytes.size(); }
 };
 
 // A history is at most this long.
