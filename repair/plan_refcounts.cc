@@ -9,6 +9,7 @@
 #include "checker/old_refcounts.h"
 #include "common/checked_math.h"
 #include "common/limits.h"
+#include "repair/extent_set.h"
 #include "repair/guess.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
@@ -64,34 +65,44 @@ void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, Stored
   }
 }
 
-// Whether more than one pointer leads to the L1 table in the cluster. No program shares one: as
-// long as its refcount is too low it shows that one of the pointers is wrong.
-bool IsSharedL1(const CheckState& state, uint64_t cluster) {
-  const uint64_t place = cluster << state.geo().cluster_bits;
-  return std::any_of(state.l1_tables.begin(), state.l1_tables.end(), [&](const L1Table& table) {
-    return table.users.size() > 1 && table.offset_bytes <= place &&
-           place < SaturatingAdd(table.offset_bytes, table.users.back().entries * 8);
-  });
+// L1 tables that more than one pointer leads to. No program shares one: a refcount that is too low
+// shows that one of the pointers is wrong.
+ExtentSet SharedL1Tables(const CheckState& state) {
+  ExtentSet shared;
+  for (const L1Table& table : state.l1_tables) {
+    if (table.users.size() < 2) continue;
+    const uint64_t length = SaturatingMultiply(table.users.back().entries, 8);
+    shared.Add(table.offset_bytes, SaturatingAdd(table.offset_bytes, length));
+  }
+  return shared;
 }
 
-void Raise(const CheckState& state, const Finding& finding, StoredRefcounts& stored,
-           PlanBuilder& plan) {
-  const uint64_t count = std::min(*finding.expected, state.geo().refcount_max());
-  const PlanReason reason = ReasonFor(
-      finding,
-      absl::StrFormat("referenced %d times, so the refcount is %d", *finding.expected, count));
-  const uint64_t first = FirstCluster(state, finding), end = first + finding.clusters;
-  uint64_t begin = first;
-  for (uint64_t cluster = first; cluster < end; ++cluster) {
-    if (!IsSharedL1(state, cluster)) continue;
-    plan.Decline(
-        finding.code, finding.host_offset,
-        "this L1 table has more than one user, and nothing proves which of the pointers to "
-        "it is wrong");
-    if (cluster > begin) stored.Set(begin, cluster - begin, count, reason, /*before_all=*/true);
+void Raise(const Geometry& geometry, const Finding& finding, const ExtentSet& shared_l1_tables,
+           StoredRefcounts& stored, PlanBuilder& plan) {
+  const uint64_t size = geometry.cluster_size();
+  const uint64_t count = std::min(*finding.expected, geometry.refcount_max());
+  const auto raise_to = [&](uint64_t begin, uint64_t end, uint64_t refcount) {
+    if (begin == end) return;
+    stored.Set(begin, end - begin, refcount,
+               ReasonFor(finding, absl::StrFormat("referenced %d times, so the refcount is %d",
+                                                  *finding.expected, refcount)),
+               /*before_all=*/true);
+  };
+  uint64_t begin = finding.host_offset->bytes / size;
+  const uint64_t end = begin + finding.clusters;
+  for (uint64_t cluster = begin; cluster < end; ++cluster) {
+    if (!shared_l1_tables.Touches(cluster * size, (cluster + 1) * size)) continue;
+    raise_to(begin, cluster, count);
     begin = cluster + 1;
+    if (finding.code == FindingCode::kRefcountZeroInUse) {
+      raise_to(cluster, begin, 1);
+    } else {
+      plan.Decline(finding.code, finding.host_offset,
+                   "this L1 table has more than one user, and nothing proves which of the pointers "
+                   "to it is wrong");
+    }
   }
-  if (end > begin) stored.Set(begin, end - begin, count, reason, /*before_all=*/true);
+  raise_to(begin, end, count);
 }
 
 }  // namespace
@@ -103,9 +114,10 @@ void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!lazy && state.findings.Has(FindingCode::kRefcountZeroInUse)) {
     KeepOrphansOfBlankBlocks(state, plan, stored);
   }
+  const ExtentSet shared_l1_tables = SharedL1Tables(state);
   for (const Finding& finding : state.findings.findings()) {
     if (!IsTooLow(finding) || !finding.expected) continue;
-    Raise(state, finding, stored, plan);
+    Raise(state.geo(), finding, shared_l1_tables, stored, plan);
   }
 }
 
