@@ -88,15 +88,14 @@ bool PlanNote(CheckState& state, PlanBuilder& plan) {
     plan.Flush();
     return true;
   }
-  if (state.extensions.overflow || !state.extensions.has_end_marker ||
-      state.findings.Has(FindingCode::kBackingNameInvalid) ||
-      state.findings.Has(FindingCode::kBackingNameOverlap)) {
-    return false;
-  }
+  if (state.extensions.overflow || !state.extensions.has_end_marker) return false;
   const uint64_t head = state.extensions.end_bytes - kHeadBytes;
   const uint64_t end = head + kHeadBytes + data.size() + kHeadBytes;
   const Header& header = state.header;
-  const uint64_t name = header.backing_file_offset;
+  // Where the fields are wrong, nobody knows where the name is; but no name is made of zeros.
+  const bool knows_name = !state.findings.Has(FindingCode::kBackingNameInvalid) &&
+                          !state.findings.Has(FindingCode::kBackingNameOverlap);
+  const uint64_t name = knows_name ? header.backing_file_offset : 0;
   const uint64_t name_end = name + header.backing_file_size;
   if (end > state.first_cluster.size()) return false;
   std::vector<uint8_t> extension(kHeadBytes);
