@@ -99,6 +99,7 @@ class OrphanJudge {
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
+  bool LiesInHole(uint64_t cluster_bytes) const;
   bool HasTableOfZeros() const;
   std::string WhyHeldBack() const;
   void ReportOrphans();
@@ -237,6 +238,15 @@ void OrphanJudge::FindLostL1() {
                                        lost, state_.orphan_clusters)});
 }
 
+// In whole blocks of a file system, which cannot have smaller holes.
+bool OrphanJudge::LiesInHole(uint64_t cluster_bytes) const {
+  constexpr uint64_t kBlockBytes = 4096;
+  const uint64_t end = std::min(RoundUp(cluster_bytes + geometry_.cluster_size(), kBlockBytes),
+                                state_.file.size_bytes());
+  const HostOffset begin{cluster_bytes / kBlockBytes * kBlockBytes};
+  return state_.file.NextData(begin).begin_bytes >= end;
+}
+
 void OrphanJudge::FindLostL2Tables() {
   absl::flat_hash_set<uint64_t> without_mappings;
   for (const L2Table& table : state_.l2_tables) {
@@ -255,13 +265,10 @@ void OrphanJudge::FindLostL2Tables() {
     const uint64_t cluster = table.offset_bytes >> geometry_.cluster_bits;
     const OrphanRun* behind = RunStartingAt(cluster + 1);
     const bool adjacent = behind != nullptr && behind->clusters >= kFewOrphans;
-    const Extent data = state_.file.NextData(HostOffset{table.offset_bytes});
-    const bool hole = data.begin_bytes >= table.offset_bytes + geometry_.cluster_size();
     const bool only_one = without_mappings.size() == 1 && state_.orphan_clusters >= many;
     const bool is_data = !snapshots_damaged && mapped_as_data.contains(table.offset_bytes);
-    if (!is_data && !adjacent && !only_one && !(hole && state_.orphan_clusters >= kFewOrphans)) {
-      continue;
-    }
+    const bool in_hole = state_.orphan_clusters >= kFewOrphans && LiesInHole(table.offset_bytes);
+    if (!is_data && !adjacent && !only_one && !in_hole) continue;
     state_.findings.Add(
         {.code = FindingCode::kL2TableLost,
          .structure = Structure::kL2Table,
