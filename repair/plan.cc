@@ -17,8 +17,10 @@ namespace {
 
 // Findings listed of each code in one round; what is beyond comes with the next.
 constexpr uint64_t kFindingsAtOnce = 1u << 16;
-// No image needs nearly as many rounds. A repair that finds no end is none.
+// No image needs nearly as many rounds, or so many that leave no less to repair than there was
+// before. A repair that finds no end is none.
 constexpr int kMostRounds = 2000;
+constexpr int kMostRoundsWithoutProgress = 64;
 
 using Planner = void (*)(CheckState&, PlanBuilder&);
 
@@ -137,13 +139,16 @@ absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptio
   return kRepairAll;
 }
 
-// Freed clusters that are still free when all is done.
+// Freed clusters that are still free when all is done. A snapshot table that cannot be read is no
+// reference, but zeros in its place would be read as snapshots.
 std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState& state) {
   const uint64_t size = state.geo().cluster_size();
+  const uint64_t snapshot_table =
+      state.header.nb_snapshots == 0 ? 0 : state.header.snapshots_offset / size * size;
   std::vector<Extent> free;
   for (const Extent& extent : freed) {
     for (uint64_t at = extent.begin_bytes; at < extent.end_bytes; at += size) {
-      if (state.expected->Get(at / size) != 0) continue;
+      if (state.expected->Get(at / size) != 0 || at == snapshot_table) continue;
       if (!free.empty() && free.back().end_bytes == at) {
         free.back().end_bytes += size;
       } else {
@@ -258,6 +263,8 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
                 const Attempt& attempt, WantedReport* wanted, Plan& made) {
   PlanBuilder plan(file, options, attempt.grows_in_doubt);
   bool is_new_l1 = true;
+  uint64_t fewest_errors = kSaturated;
+  int least_round = 0;
   for (int round = 0; round < kMostRounds; ++round) {
     const uint64_t failed_before = plan.failed_reads();
     CheckState state(plan.image(), check);
@@ -277,6 +284,13 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
     // Entries of what was no L1 table say nothing about where the file ended.
     if (is_new_l1) plan.SetCutOff(state.findings.Has(FindingCode::kFileTruncated));
     is_new_l1 = false;
+    const Totals totals = TotalsOf(state);
+    const uint64_t errors = SaturatingAdd(totals.corruptions, totals.leaks);
+    if (errors < fewest_errors) {
+      fewest_errors = errors;
+      least_round = round;
+    }
+    if (round - least_round > kMostRoundsWithoutProgress) break;
     if (round != 0 && attempt.grows_in_doubt && LeadsBehindOldEnd(state, plan)) {
       return Outcome::kCollides;
     }
