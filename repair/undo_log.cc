@@ -12,7 +12,6 @@
 #include "common/check.h"
 #include "common/checked_math.h"
 #include "common/digest.h"
-#include "common/header.h"
 #include "common/limits.h"
 
 namespace qcow2check {
