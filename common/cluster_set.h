@@ -50,8 +50,8 @@ class ClusterSet {
         return;
       }
       PageBits& mine = pages_.GetOrCreate(number).bits;
-      const PageBits& theirs = page != nullptr ? page->bits : Page::Full().bits;
-      for (size_t i = 0; i < mine.size(); ++i) mine[i] |= theirs[i];
+      const Page& added = page != nullptr ? *page : Page::Full();
+      for (size_t i = 0; i < mine.size(); ++i) mine[i] |= added.bits[i];
     });
   }
 
