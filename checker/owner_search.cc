@@ -1,7 +1,6 @@
 #include "checker/owner_search.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "checker/table_reader.h"
 #include "common/byte_order.h"
@@ -15,10 +14,10 @@ const ClusterUsers* OwnerSearch::Find(uint64_t cluster) const {
   return found == users_.end() ? nullptr : &found->second;
 }
 
-void OwnerSearch::KeepOwner(ClusterUsers& users, Owner owner) {
+void OwnerSearch::KeepOwner(ClusterUsers& users, const Owner& owner) {
   if (users.owners.size() >= limits_.per_cluster || owners_kept_ >= limits_.in_all) return;
   ++owners_kept_;
-  users.owners.push_back(std::move(owner));
+  users.owners.push_back(owner);
 }
 
 void OwnerSearch::AddMetadata(const std::vector<uint64_t>& sorted, const MetadataRegion& region) {

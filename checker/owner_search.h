@@ -68,7 +68,7 @@ class OwnerSearch {
   void AddMetadata(const std::vector<uint64_t>& sorted, const MetadataRegion& region);
   void VisitEntry(const L2EntryPlace& at, const CopiedQuestion& copied_question);
   void AddGuest(uint64_t cluster, const L2EntryPlace& at);
-  void KeepOwner(ClusterUsers& users, Owner owner);
+  void KeepOwner(ClusterUsers& users, const Owner& owner);
 
   CheckState& state_;
   const OwnerLimits limits_;

@@ -81,12 +81,12 @@ bool IsNoTable(const TableScan& scan) {
 }
 
 // Refcounts are small numbers; nearly all of the numbers of this width that are not 0 are <= 16.
-bool LooksLikeRefcounts(absl::Span<const uint8_t> bytes, int refcount_order) {
-  const uint64_t entries = bytes.size() * 8 >> refcount_order;
+bool LooksLikeRefcounts(absl::Span<const uint8_t> cluster, int refcount_order) {
+  const uint64_t entries = cluster.size() * 8 >> refcount_order;
   const uint64_t step = std::max<uint64_t>(1, entries / 65536);
   uint64_t used = 0, small = 0;
   for (uint64_t i = 0; i < entries; i += step) {
-    const uint64_t count = LoadRefcount(bytes.data(), i, refcount_order);
+    const uint64_t count = LoadRefcount(cluster.data(), i, refcount_order);
     used += count != 0 ? 1 : 0;
     small += count != 0 && count <= 16 ? 1 : 0;
   }

@@ -267,9 +267,9 @@ absl::Status NbdConnection::LearnFacts() {
 bool NbdConnection::Turn() {
   IssueQueued();
   // What could not even be issued must not wait for something else to happen.
-  absl::Status status = done_.empty() ? WaitAndNotify(/*timeout_ms=*/-1) : StillThere();
+  const absl::Status status = done_.empty() ? WaitAndNotify(/*timeout_ms=*/-1) : StillThere();
   if (!status.ok()) {
-    Lose(std::move(status));
+    Lose(status);
     return false;
   }
   Deliver(std::exchange(done_, {}));
@@ -380,7 +380,7 @@ absl::Status NbdConnection::WaitAndNotify(int timeout_ms) {
   return result == 0 ? StillThere() : absl::UnavailableError(LastError());
 }
 
-void NbdConnection::Lose(absl::Status why) {
+void NbdConnection::Lose(const absl::Status& why) {
   // Before anybody is woken: libnbd must not touch their buffers any more.
   library_->close(std::exchange(handle_, nullptr));
   std::vector<Pending*> lost = std::exchange(done_, {});

@@ -106,7 +106,7 @@ class NbdConnection {
   int64_t Issue(Pending& pending);
   absl::Status StillThere() const;
   absl::Status WaitAndNotify(int timeout_ms);
-  void Lose(absl::Status why);
+  void Lose(const absl::Status& why);
   void SayGoodbye();
   void Deliver(const std::vector<Pending*>& done);
   std::string LastError() const;

@@ -45,6 +45,7 @@ namespace qcow2check {
   F(set_uri_allow_local_file)
 
 struct NbdLibrary {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): what is declared has none
 #define QCOW2CHECK_NBD_MEMBER(name) decltype(&nbd_##name) name = nullptr;
   QCOW2CHECK_NBD_FUNCTIONS(QCOW2CHECK_NBD_MEMBER)
 #undef QCOW2CHECK_NBD_MEMBER

@@ -20,7 +20,7 @@ struct ImageId {
   uint64_t inode = 0;
   std::string uri;
 
-  auto operator<=>(const ImageId&) const = default;  // NOLINT(modernize-use-nullptr): its hidden 0
+  auto operator<=>(const ImageId&) const = default;
 };
 
 struct OpenedImage {

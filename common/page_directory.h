@@ -74,6 +74,7 @@ class PageDirectory {
 
   // The page, to be changed before the next call of any function.
   Page& GetOrCreate(uint64_t page) {
+    // NOLINTNEXTLINE(clang-analyzer-core.uninitialized.UndefReturn): both are set together
     if (page == last_page_) return *last_;
     CompactLast();
     Chapter* chapter = FindOrCreateChapter(page);

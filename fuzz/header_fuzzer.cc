@@ -2,8 +2,11 @@
 #include "fuzz/properties.h"
 #include "fuzz/target.h"
 
+namespace qcow2check::testing {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace qcow2check::testing;
   Require(BrokenByRecords({data, size}));
   return 0;
 }
+
+}  // namespace qcow2check::testing

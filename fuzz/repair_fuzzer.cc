@@ -4,9 +4,12 @@
 #include "fuzz/properties.h"
 #include "fuzz/target.h"
 
+namespace qcow2check::testing {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace qcow2check::testing;
   const std::optional<SparseFile> image = ImageOf({data, size});
   if (image.has_value()) Require(BrokenByRepair(*image));
   return 0;
 }
+
+}  // namespace qcow2check::testing

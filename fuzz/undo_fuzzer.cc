@@ -8,11 +8,12 @@
 #include "fuzz/target.h"
 #include "fuzz/undo_mutator.h"
 
+namespace qcow2check::testing {
+
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size,
                                           unsigned int seed) {
-  using namespace qcow2check::testing;
   size = LLVMFuzzerMutate(data, size, max_size);
   if (seed % 4 == 0) return size;
   UndoInput input = UndoInputOf({data, size});
@@ -24,7 +25,8 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace qcow2check::testing;
   Require(BrokenByUndo(UndoInputOf({data, size})));
   return 0;
 }
+
+}  // namespace qcow2check::testing

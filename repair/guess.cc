@@ -143,6 +143,7 @@ bool WriteOnlyRightGuess(const CheckState& state, PlanBuilder& plan, const Findi
 
 std::vector<uint64_t> OneBitAway(uint64_t value, int bits) {
   std::vector<uint64_t> values;
+  values.reserve(static_cast<size_t>(bits));
   for (int bit = 0; bit < bits; ++bit) values.push_back(value ^ uint64_t{1} << bit);
   return values;
 }
