@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<WritableNbdFile>> WritableNbdFile::Open(const std
 }
 
 absl::Status WritableNbdFile::Run(absl::Span<NbdRequest> requests) {
-  reader_->ForgetHoles();
+  reader_->Forget();
   reader_->connection().Run(requests);
   for (const NbdRequest& request : requests) {
     if (request.status.ok()) continue;

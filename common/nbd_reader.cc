@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -14,6 +15,10 @@ constexpr uint64_t kLargestWindowBytes = uint64_t{1} << 31;  // lengths have 32 
 constexpr int kMostQuestions = 16;
 // What is taken for data when the questions are used up, or the server says nothing.
 constexpr uint64_t kGuessBytes = 4096;
+// Programs put the header, the refcount table with its first block, and the L1 table into the first
+// clusters, mostly of 64 KiB. Each is looked at when the one before it is known: read at once, they
+// cost one answer of the server.
+constexpr uint64_t kStartBytes = uint64_t{256} << 10;
 
 }  // namespace
 
@@ -26,6 +31,26 @@ absl::StatusOr<std::unique_ptr<NbdReader>> NbdReader::Open(const std::string& ur
     return absl::InvalidArgumentError(absl::StrCat("'", uri, "' is empty"));
   }
   return std::unique_ptr<NbdReader>(new NbdReader(*std::move(connection), options));
+}
+
+// Whether these bytes are kept now.
+bool NbdReader::IsInStart(const Extent& extent) const {
+  if (options_.changes || extent.end_bytes > kStartBytes) return false;
+  std::call_once(start_once_, [this] { ReadStart(); });
+  return extent.end_bytes <= start_.size();
+}
+
+// Keeps nothing if a part of it cannot be read: what can be is read when it is asked for.
+void NbdReader::ReadStart() const {
+  const uint64_t length = std::min(kStartBytes, facts().size_bytes);
+  std::vector<uint8_t> start(BlocksAround({0, length}).end_bytes);
+  std::vector<NbdRequest> pieces;
+  AddPieces({.kind = NbdRequest::Kind::kRead, .length_bytes = start.size(), .into = start.data()},
+            pieces);
+  connection_->Run(absl::MakeSpan(pieces));
+  const bool all_read = std::all_of(pieces.begin(), pieces.end(),
+                                    [](const NbdRequest& piece) { return piece.status.ok(); });
+  if (all_read) start_ = std::move(start);
 }
 
 Extent NbdReader::BlocksAround(const Extent& extent) const {
@@ -69,7 +94,9 @@ void NbdReader::ReadMany(absl::Span<ReadRequest> requests) const {
     const uint64_t inside = std::min<uint64_t>(request.dst.size(), facts().size_bytes - begin);
     part.wanted = {begin, begin + inside};
     std::fill(request.dst.begin() + static_cast<int64_t>(inside), request.dst.end(), uint8_t{0});
-    if (inside != 0) {
+    if (IsInStart(part.wanted)) {
+      std::copy_n(start_.begin() + static_cast<int64_t>(begin), inside, request.dst.begin());
+    } else if (inside != 0) {
       const Extent blocks = BlocksAround(part.wanted);
       const uint64_t length = blocks.end_bytes - blocks.begin_bytes;
       if (length != inside) part.whole.resize(length);
@@ -94,7 +121,10 @@ void NbdReader::ReadMany(absl::Span<ReadRequest> requests) const {
   }
 }
 
-void NbdReader::ForgetHoles() { stretches_.clear(); }
+void NbdReader::Forget() {
+  stretches_.clear();
+  start_.clear();
+}
 
 // The known stretch that holds `offset`, or nullptr.
 const NbdStretch* NbdReader::FindStretch(uint64_t offset) const {

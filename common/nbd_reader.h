@@ -21,11 +21,11 @@ namespace qcow2check {
 // How an export is opened.
 struct NbdOpenOptions {
   UriFrom uri_from = UriFrom::kUser;
-  // Somebody writes to it meanwhile: where it has holes is asked for each time.
+  // Somebody writes to it meanwhile: nothing is kept of what the server has said.
   bool changes = false;
 };
 
-// Thread-safe, but for ForgetHoles.
+// Thread-safe, but for Forget.
 class NbdReader {
  public:
   // Errors as NbdConnection::Open's; kInvalidArgument for an empty export.
@@ -41,8 +41,8 @@ class NbdReader {
   // Asks the server at most a few times; what is further away than that may hold data.
   Extent NextData(HostOffset offset) const;
 
-  // The export was written to.
-  void ForgetHoles();
+  // The export was written to: what is kept of it is so no more.
+  void Forget();
 
   // The smallest stretch of whole blocks around `extent`, cut at the end of the export.
   Extent BlocksAround(const Extent& extent) const;
@@ -55,9 +55,15 @@ class NbdReader {
 
   const NbdStretch* FindStretch(uint64_t offset) const;
   bool AskForStretches(uint64_t offset, uint64_t length) const;
+  bool IsInStart(const Extent& extent) const;
+  void ReadStart() const;
 
   const std::unique_ptr<NbdConnection> connection_;
   const NbdOpenOptions options_;
+
+  // The first bytes of the export, if they are kept: read when one of them is asked for.
+  mutable std::once_flag start_once_;
+  mutable std::vector<uint8_t> start_;
 
   // The last answer about holes: stretches one behind the other.
   mutable std::mutex mutex_;

@@ -27,6 +27,7 @@ using ::testing::Ge;
 using ::testing::HasSubstr;
 using ::testing::Lt;
 using ::testing::Not;
+using ::testing::SizeIs;
 using ::testing::StartsWith;
 using Bytes = std::vector<uint8_t>;
 using Json = nlohmann::json;
@@ -61,6 +62,13 @@ class NbdTest : public ::testing::Test {
 
   std::string Store(const Bytes& bytes) { return dir_.Write("image.qcow2", bytes); }
   std::string StoreWide() { return Store(BuildImage(WideOptions()).bytes); }
+  // With a half that is not kept as the start of the export.
+  std::string StoreGarbage() {
+    Bytes bytes(2 * kHalf);
+    FillWithGarbage(bytes, 0, bytes.size());
+    return Store(bytes);
+  }
+  static constexpr uint64_t kHalf = 512 << 10;
 
   TempDir dir_;
   const std::string log_ = dir_.Path("log");
@@ -172,7 +180,7 @@ absl::StatusOr<std::unique_ptr<NbdFile>> OpenSlow(const NbdServer& server) {
 }
 
 TEST_F(NbdTest, ManyReadsAreUnderWayAtOnce) {
-  const std::string path = StoreWide();
+  const std::string path = StoreGarbage();
   const Bytes bytes = ReadFile(path);
   NbdServer server({"nbdkit", "-r", "--filter=log", "--filter=delay", "file", path,
                     "logfile=" + log_, "rdelay=100ms"});
@@ -181,12 +189,13 @@ TEST_F(NbdTest, ManyReadsAreUnderWayAtOnce) {
   std::array<std::array<uint8_t, 100>, 32> parts;
   std::vector<ReadRequest> requests;
   for (size_t i = 0; i < parts.size(); ++i) {
-    requests.push_back({HostOffset{i * 4096 + 77}, absl::MakeSpan(parts[i]), {}});
+    requests.push_back({HostOffset{kHalf + i * 4096 + 77}, absl::MakeSpan(parts[i]), {}});
   }
   (*file)->ReadMany(absl::MakeSpan(requests));
   for (size_t i = 0; i < parts.size(); ++i) {
     ASSERT_TRUE(requests[i].status.ok()) << requests[i].status;
-    EXPECT_TRUE(absl::c_equal(parts[i], absl::MakeConstSpan(bytes).subspan(i * 4096 + 77, 100)));
+    EXPECT_TRUE(
+        absl::c_equal(parts[i], absl::MakeConstSpan(bytes).subspan(kHalf + i * 4096 + 77, 100)));
   }
   // nbdkit's own threads are the limit.
   EXPECT_GE(ReadNbdLog(log_).most_at_once, 8u);
@@ -207,7 +216,7 @@ TEST_F(NbdTest, ACheckHasManyReadsUnderWayAtOnce) {
 }
 
 TEST_F(NbdTest, ThreadsDoNotWaitForEachOther) {
-  const std::string path = StoreWide();
+  const std::string path = StoreGarbage();
   const Bytes bytes = ReadFile(path);
   NbdServer server({"nbdkit", "-r", "--filter=log", "--filter=delay", "file", path,
                     "logfile=" + log_, "rdelay=300ms"});
@@ -218,8 +227,8 @@ TEST_F(NbdTest, ThreadsDoNotWaitForEachOther) {
   for (size_t i = 0; i < good.size(); ++i) {
     threads.emplace_back([&, i] {
       Bytes part(5000);
-      good[i] = (*file)->ReadAt(HostOffset{i * 6000}, absl::MakeSpan(part)).ok() &&
-                absl::c_equal(part, absl::MakeConstSpan(bytes).subspan(i * 6000, 5000));
+      good[i] = (*file)->ReadAt(HostOffset{kHalf + i * 6000}, absl::MakeSpan(part)).ok() &&
+                absl::c_equal(part, absl::MakeConstSpan(bytes).subspan(kHalf + i * 6000, 5000));
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -240,6 +249,33 @@ TEST_F(NbdTest, ALargeReadTravelsInPieces) {
   expected.resize(read.size());  // zeros behind the end
   EXPECT_TRUE(read == expected);
   EXPECT_GE(ReadNbdLog(log_).Of("Read").size(), 5u);
+}
+
+// Each of them says where the next one is: on a slow network they come with one answer.
+TEST_F(NbdTest, HeaderAndFirstTablesAreOneRead) {
+  const Bytes bytes = BuildImage({.virtual_size = 1 << 20, .steps = {WriteClusters{}}}).bytes;
+  ASSERT_GT(bytes.size(), size_t{256} << 10);
+  const std::string path = Store(bytes);
+  NbdServer server({"nbdkit", "-r", "--filter=log", "file", path, "logfile=" + log_});
+  EXPECT_EQ(ReportOf(server.uri()), ReportOf(path));
+  server.Stop();
+  // The other is of the L2 table.
+  EXPECT_THAT(ReadNbdLog(log_).Of("Read"), SizeIs(2));
+}
+
+TEST_F(NbdTest, ABadSectorBesideTheHeaderKeepsNothingElseFromBeingRead) {
+  Bytes bytes(2 * kHalf);
+  FillWithGarbage(bytes, 0, bytes.size());
+  const std::string path = Store(bytes);
+  NbdServer server({"nbdkit", "eval", "get_size=echo " + absl::StrCat(bytes.size()),
+                    "pread=[ $(($4+$3)) -gt 100000 ] && { echo EIO bad >&2; exit 1; }; dd if=" +
+                        path + " iflag=skip_bytes,count_bytes skip=$4 count=$3 2>/dev/null"});
+  const auto file = OpenSlow(server);
+  ASSERT_TRUE(file.ok()) << file.status();
+  Bytes start(4096);
+  ASSERT_TRUE((*file)->ReadAt(HostOffset{8192}, absl::MakeSpan(start)).ok());
+  EXPECT_TRUE(absl::c_equal(start, absl::MakeConstSpan(bytes).subspan(8192, 4096)));
+  EXPECT_FALSE((*file)->ReadAt(HostOffset{99999}, absl::MakeSpan(start)).ok());
 }
 
 TEST_F(NbdTest, HolesAreNotRead) {
@@ -377,7 +413,7 @@ TEST_F(NbdTest, AServerThatDiesEndsTheCheck) {
 }
 
 TEST_F(NbdTest, EveryReadThatWaitsIsToldOfTheEnd) {
-  const std::string path = StoreWide();
+  const std::string path = StoreGarbage();
   NbdServer server({"nbdkit", "-r", "--filter=log", "--filter=delay", "file", path,
                     "logfile=" + log_, "rdelay=1000"});
   const auto file = OpenSlow(server);
@@ -390,7 +426,8 @@ TEST_F(NbdTest, EveryReadThatWaitsIsToldOfTheEnd) {
       Bytes bytes(100 * 512);
       std::vector<ReadRequest> requests;
       for (size_t i = 0; i < 100; ++i) {
-        requests.push_back({HostOffset{i * 4096}, absl::MakeSpan(&bytes[i * 512], 512), {}});
+        requests.push_back(
+            {HostOffset{kHalf + i * 4096}, absl::MakeSpan(&bytes[i * 512], 512), {}});
       }
       (*file)->ReadMany(absl::MakeSpan(requests));
       status = requests[99].status;
