@@ -24,19 +24,25 @@ bool IsOrphan(const CheckState& state, uint64_t cluster) {
 }
 
 // What nobody had counted before the structures of now were made: their own clusters.
-absl::flat_hash_set<uint64_t> ClustersOfRefcountStructures(const CheckState& state) {
-  const int bits = state.geo().cluster_bits;
-  absl::flat_hash_set<uint64_t> clusters;
-  for (const RefcountBlock& block : state.refcount_blocks) {
-    clusters.insert(block.offset_bytes >> bits);
+class RefcountClusters {
+ public:
+  explicit RefcountClusters(const CheckState& state)
+      : first_of_table_(state.header.refcount_table_offset >> state.geo().cluster_bits),
+        clusters_of_table_(state.header.refcount_table_clusters) {
+    for (const RefcountBlock& block : state.refcount_blocks) {
+      blocks_.insert(block.offset_bytes >> state.geo().cluster_bits);
+    }
   }
-  for (uint64_t i = 0; i < state.header.refcount_table_clusters; ++i) {
-    const uint64_t cluster = (state.header.refcount_table_offset >> bits) + i;
-    if (cluster >= state.file_clusters) break;
-    clusters.insert(cluster);
+  bool Contain(uint64_t cluster) const {
+    return blocks_.contains(cluster) ||
+           (cluster >= first_of_table_ && cluster - first_of_table_ < clusters_of_table_);
   }
-  return clusters;
-}
+
+ private:
+  const uint64_t first_of_table_;
+  const uint64_t clusters_of_table_;
+  absl::flat_hash_set<uint64_t> blocks_;
+};
 
 }  // namespace
 
@@ -49,7 +55,7 @@ OldRefcounts IsOldRefcountBlock(const CheckState& state, const RefcountBlock& bl
   const uint64_t own = block.offset_bytes >> geometry.cluster_bits;
   const uint64_t piece = std::min(geometry.cluster_size(), kMaxPieceBytes);
   const uint64_t piece_entries = piece * 8 >> geometry.refcount_order;
-  std::optional<absl::flat_hash_set<uint64_t>> structures;  // made when the first one is asked for
+  std::optional<RefcountClusters> structures;  // made when the first one is asked for
   std::vector<uint8_t> bytes(piece);
   uint64_t equal = 0, different = 0;
   bool all_ones = true;
@@ -65,8 +71,8 @@ OldRefcounts IsOldRefcountBlock(const CheckState& state, const RefcountBlock& bl
         equal += count != 0 ? 1 : 0;
         all_ones &= count == 1;
       } else if (expected != 0 || !IsOrphan(state, cluster)) {
-        if (count == 0 && !structures) structures = ClustersOfRefcountStructures(state);
-        different += count == 0 && structures->contains(cluster) ? 0 : 1;
+        if (count == 0 && !structures) structures.emplace(state);
+        different += count == 0 && structures->Contain(cluster) ? 0 : 1;
         if (different > (end - first) / 8) return OldRefcounts::kNo;
       }
     }

@@ -7,6 +7,7 @@
 #include "common/checked_math.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
+#include "repair/kept_page.h"
 #include "repair/plain_text.h"
 
 namespace qcow2check {
@@ -44,11 +45,12 @@ uint64_t DirectoryEnd(const ImageFile& file, const BitmapsExtension& fields) {
 
 std::vector<BitmapEntry> ReadBitmapDirectory(const ImageFile& file,
                                              const BitmapsExtension& fields) {
+  const KeptPage directory(file);
   std::vector<BitmapEntry> entries;
   uint64_t at = fields.directory_offset;
   const uint64_t end = DirectoryEnd(file, fields);
   while (entries.size() < std::min(fields.nb_bitmaps, kQemuMaxBitmaps)) {
-    std::optional<BitmapEntry> entry = ReadBitmapEntry(file, at, end);
+    std::optional<BitmapEntry> entry = ReadBitmapEntry(directory, at, end);
     if (!entry) break;
     at += entry->length_bytes;
     entries.push_back(*std::move(entry));

@@ -19,6 +19,12 @@ std::optional<uint64_t> FreeSpace::Take(uint64_t count, uint64_t refcount) {
   return first;
 }
 
+void FreeSpace::GiveBack(uint64_t cluster) {
+  taken_.erase(cluster);
+  next_inside_ = std::min(next_inside_, cluster);
+  no_run_of_ = kSaturated;
+}
+
 std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
   if (plan_.options().fixed_size || EndIsInDoubt()) return std::nullopt;
   const uint64_t size = state_.geo().cluster_size();

@@ -31,6 +31,9 @@ class FreeSpace {
   // `refcount` times; nothing if there is no room. Growth is planned at once.
   std::optional<uint64_t> Take(uint64_t count, uint64_t refcount = 1);
 
+  // A cluster that was taken is free again.
+  void GiveBack(uint64_t cluster);
+
   // Taken clusters, none of which is in use in the image yet, with their refcounts.
   const absl::btree_map<uint64_t, uint64_t>& taken() const { return taken_; }
   // How much more room would have been needed.

@@ -87,6 +87,10 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
   const CountJudge judge(state, first);
   const uint64_t own = block.offset_bytes >> geometry.cluster_bits;
   RefcountScan scan;
+  if (image.IsHole({block.offset_bytes, block.offset_bytes + size})) {
+    scan.counts_itself = false;
+    return scan;
+  }
   for (uint64_t begin = 0; begin < size; begin += bytes.size()) {
     const HostOffset place = {block.offset_bytes + begin};
     scan.readable &= image.ReadAt(place, absl::MakeSpan(bytes)).ok();

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/checked_math.h"
+
 namespace qcow2check {
 namespace {
 
@@ -29,32 +31,36 @@ absl::btree_map<uint64_t, PatchedFile::Copy>::const_iterator PatchedFile::FirstC
   return before->first + before->second.length_bytes > offset_bytes ? before : it;
 }
 
-bool PatchedFile::HasAllPages(uint64_t offset_bytes, uint64_t length_bytes) const {
-  uint64_t page = offset_bytes / kPageBytes * kPageBytes;
+bool PatchedFile::NeedsBase(const ReadRequest& request) const {
+  const uint64_t begin = request.offset.bytes;
+  const uint64_t end = std::min(begin + request.dst.size(), base_.size_bytes());
+  uint64_t page = begin / kPageBytes * kPageBytes;
   for (auto it = pages_.find(page); it != pages_.end() && it->first == page; ++it) {
     page += kPageBytes;
-    if (page >= offset_bytes + length_bytes) return true;
   }
-  return false;
+  return page < end;
 }
 
 absl::Status PatchedFile::ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const {
-  if (!HasAllPages(offset.bytes, dst.size())) {
-    absl::Status status = base_.ReadAt(offset, dst);
-    if (status.ok()) status = PutCopies(offset, dst);
-    if (!status.ok()) {
-      ++*failed_reads_;
-      return status;
-    }
-  }
-  PutPages(offset, dst);
-  return absl::OkStatus();
+  ReadRequest request = {offset, dst, absl::OkStatus()};
+  ReadMany(absl::MakeSpan(&request, 1));
+  return request.status;
 }
 
 void PatchedFile::ReadMany(absl::Span<ReadRequest> requests) const {
-  base_.ReadMany(requests);
+  std::vector<ReadRequest> of_base;
+  for (const ReadRequest& request : requests) {
+    if (NeedsBase(request)) of_base.push_back(request);
+  }
+  base_.ReadMany(absl::MakeSpan(of_base));
+  auto read = of_base.begin();
   for (ReadRequest& request : requests) {
-    if (HasAllPages(request.offset.bytes, request.dst.size())) request.status = absl::OkStatus();
+    if (NeedsBase(request)) {
+      request.status = std::move((read++)->status);
+    } else {
+      request.status = absl::OkStatus();
+      std::fill(request.dst.begin(), request.dst.end(), 0);
+    }
     if (request.status.ok()) request.status = PutCopies(request.offset, request.dst);
     if (request.status.ok()) {
       PutPages(request.offset, request.dst);
@@ -125,8 +131,19 @@ absl::StatusOr<PatchedFile::Page*> PatchedFile::OwnPage(uint64_t page) {
   return found->second.get();
 }
 
+absl::Status PatchedFile::HoldEdges(uint64_t offset_bytes, uint64_t length_bytes) {
+  const uint64_t end = offset_bytes + length_bytes;
+  for (const uint64_t edge : {offset_bytes, end}) {
+    if (IsAligned(edge, kPageBytes)) continue;
+    const absl::StatusOr<Page*> page = OwnPage(edge / kPageBytes * kPageBytes);
+    if (!page.ok()) return page.status();
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PatchedFile::Patch(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) {
   const uint64_t end = offset_bytes + bytes.size();
+  if (absl::Status status = HoldEdges(offset_bytes, bytes.size()); !status.ok()) return status;
   std::shared_ptr<Page> last;  // of those that are changed as a whole
   for (uint64_t page = offset_bytes / kPageBytes * kPageBytes; page < end; page += kPageBytes) {
     const Overlap part = OverlapOf(page, kPageBytes, offset_bytes, bytes.size());

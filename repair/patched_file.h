@@ -34,8 +34,11 @@ class PatchedFile : public ImageFile {
   bool IsHole(const Extent& extent) const override;
   Extent NextData(HostOffset offset) const override;
 
-  // Bytes [offset, offset + size) become `bytes`. Error if a page that is changed in part cannot
-  // be read.
+  // Keeps the pages of which [offset, offset + length) is only a part: no Patch inside it can fail
+  // from now on. Error if they cannot be read.
+  absl::Status HoldEdges(uint64_t offset_bytes, uint64_t length_bytes);
+  // Bytes [offset, offset + size) become `bytes`. Error, and nothing changed, if a page that is
+  // changed in part cannot be read.
   absl::Status Patch(uint64_t offset_bytes, absl::Span<const uint8_t> bytes);
   // Bytes [to, to + length) become those of the base file at `from`. All three are multiples of
   // 512 bytes; nothing in [to, to + length) was patched before.
@@ -56,8 +59,8 @@ class PatchedFile : public ImageFile {
     uint64_t length_bytes = 0;
   };
 
-  // Whether the pages have every byte of a stretch.
-  bool HasAllPages(uint64_t offset_bytes, uint64_t length_bytes) const;
+  // Whether there is a byte to read that lies in no page here, and not behind the base's end.
+  bool NeedsBase(const ReadRequest& request) const;
   // Puts what was changed over what the base file has.
   absl::Status PutCopies(HostOffset offset, absl::Span<uint8_t> dst) const;
   void PutPages(HostOffset offset, absl::Span<uint8_t> dst) const;

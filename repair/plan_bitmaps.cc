@@ -19,6 +19,7 @@
 #include "repair/bitmap_guesses.h"
 #include "repair/bitmap_writer.h"
 #include "repair/guess.h"
+#include "repair/kept_page.h"
 #include "repair/metadata_doubt.h"
 #include "repair/planners.h"
 
@@ -27,6 +28,8 @@ namespace {
 
 // Bad entries of one bitmap table whose right value is looked for; each costs checks.
 constexpr size_t kMostBadEntries = 8;
+// Bitmaps whose table is looked for.
+constexpr uint64_t kMostTables = 256;
 
 class BitmapPlanner {
  public:
@@ -45,11 +48,12 @@ class BitmapPlanner {
   const Finding* FirstOf(FindingCode code) const;
   PlanReason Drop(const Finding& finding, std::string text) const;
   bool WriteRight(const Finding& finding, std::vector<Guess> guesses);
+  bool WriteRightTable(const Finding& finding, const BitmapEntry& bitmap);
 
   void RepairExtension();
   void RepairDirectory();
   void RepairEntries();
-  const Finding* FindingAbout(const BitmapEntry& entry) const;
+  absl::flat_hash_map<uint64_t, const Finding*> FindingsAboutEntries() const;
   std::vector<BitmapEntry> EntriesToKeep() const;
   void KeepOnly(const std::vector<BitmapEntry>& kept, const PlanReason& reason);
   void DropEntries(const absl::flat_hash_set<uint64_t>& places, const PlanReason& reason);
@@ -70,6 +74,7 @@ class BitmapPlanner {
   BitmapWriter writer_;
   std::optional<BitmapsPlace> place_;
   std::vector<BitmapEntry> entries_;  // of the directory, whatever is in them
+  uint64_t tables_left_ = kMostTables;
 };
 
 void BitmapPlanner::Run() {
@@ -106,6 +111,12 @@ bool BitmapPlanner::WriteRight(const Finding& finding, std::vector<Guess> guesse
   return WriteOnlyRightGuess(state_, plan_, finding, std::move(guesses));
 }
 
+bool BitmapPlanner::WriteRightTable(const Finding& finding, const BitmapEntry& bitmap) {
+  if (tables_left_ == 0) return false;
+  --tables_left_;
+  return WriteRight(finding, guesses_.ForTable(bitmap));
+}
+
 // --- The extension ---
 
 void BitmapPlanner::RepairExtension() {
@@ -134,25 +145,32 @@ void BitmapPlanner::RepairDirectory() {
 
 // --- Its entries ---
 
-const Finding* BitmapPlanner::FindingAbout(const BitmapEntry& entry) const {
+// What is wrong with entries of the directory, by their offsets.
+absl::flat_hash_map<uint64_t, const Finding*> BitmapPlanner::FindingsAboutEntries() const {
+  absl::flat_hash_map<uint64_t, const Finding*> about;
   for (const Finding& finding : state_.findings.findings()) {
-    if (finding.code == FindingCode::kBitmapDirectoryInvalid && finding.host_offset &&
-        finding.host_offset->bytes <= entry.offset_bytes &&
-        entry.offset_bytes < finding.host_offset->bytes + finding.length_bytes) {
-      return &finding;
+    if (finding.code != FindingCode::kBitmapDirectoryInvalid || !finding.host_offset) continue;
+    const uint64_t begin = finding.host_offset->bytes;
+    for (auto entry = std::lower_bound(
+             entries_.begin(), entries_.end(), begin,
+             [](const BitmapEntry&e, uint64_t offset) { return e.offset_bytes < offset; });
+         entry != entries_.end() && entry->offset_bytes < begin + finding.length_bytes; ++entry) {
+      about.emplace(entry->offset_bytes, &finding);
     }
   }
-  return nullptr;
+  return about;
 }
 
 void BitmapPlanner::RepairEntries() {
   absl::flat_hash_set<uint64_t> dropped;
   const Finding* why = nullptr;
   const uint64_t before = plan_.writes();
+  const auto findings = FindingsAboutEntries();
   for (const BitmapEntry& entry : entries_) {
-    const Finding* finding = FindingAbout(entry);
-    if (finding == nullptr) continue;
-    if (WriteRight(*finding, guesses_.ForTable(entry))) return;
+    const auto about = findings.find(entry.offset_bytes);
+    if (about == findings.end()) continue;
+    const Finding* finding = about->second;
+    if (WriteRightTable(*finding, entry)) return;
     const bool has_name = entry.extra_data_bytes == 0 && entry.name_bytes != 0 &&
                           entry.name_bytes <= kMaxBitmapNameBytes;
     if (has_name && guesses_.IsBitmapTable(entry.table_offset, entry.table_entries, false)) {
@@ -173,11 +191,12 @@ void BitmapPlanner::RepairEntries() {
 std::vector<BitmapEntry> BitmapPlanner::EntriesToKeep() const {
   absl::flat_hash_set<uint64_t> walked;
   for (const BitmapEntry& bitmap : state_.bitmaps) walked.insert(bitmap.offset_bytes);
+  const KeptPage directory(plan_.image());
   std::vector<BitmapEntry> kept;
   uint64_t at = place_->fields->directory_offset;
   const uint64_t end = std::min(DirectoryEnd(plan_.image(), *place_->fields), at + kMaxPieceBytes);
   while (at < end) {
-    std::optional<BitmapEntry> entry = ReadBitmapEntry(plan_.image(), at, end);
+    std::optional<BitmapEntry> entry = ReadBitmapEntry(directory, at, end);
     if (entry && (walked.contains(at) ||
                   (IsPlausible(*entry, plan_.image(), geometry_) &&
                    guesses_.IsBitmapTable(entry->table_offset, entry->table_entries, false)))) {
@@ -230,7 +249,7 @@ void BitmapPlanner::RepairTables() {
                         });
       if (bad.empty()) continue;
     }
-    if (WriteRight(*finding, guesses_.ForTable(bitmap))) return;
+    if (WriteRightTable(*finding, bitmap)) return;
     for (size_t i = 0; i < bad.size() && bad.size() <= kMostBadEntries; ++i) {
       if (WriteRight(*finding, guesses_.ForTableEntry(bad_places[i], bad[i]))) return;
     }
@@ -294,24 +313,26 @@ void BitmapPlanner::DropDuplicates() {
 
 void BitmapPlanner::GiveWay() {
   if (!place_ || GiveWayWithData()) return;
-  const auto collides = [this](Structure structure, uint64_t offset) -> const Finding* {
-    for (const Finding& finding : state_.findings.findings()) {
-      if (finding.code != FindingCode::kMetadataOverlap &&
-          finding.code != FindingCode::kDataOnMetadata) {
-        continue;
-      }
-      for (const Owner& owner : finding.owners) {
-        if (owner.structure == structure && owner.host_offset.bytes == offset) return &finding;
-      }
+  absl::flat_hash_map<std::pair<Structure, uint64_t>, const Finding*> collisions;
+  for (const Finding& finding : state_.findings.findings()) {
+    if (finding.code != FindingCode::kMetadataOverlap &&
+        finding.code != FindingCode::kDataOnMetadata) {
+      continue;
     }
-    return nullptr;
+    for (const Owner& owner : finding.owners) {
+      collisions.emplace(std::pair(owner.structure, owner.host_offset.bytes), &finding);
+    }
+  }
+  const auto collides = [&collisions](Structure structure, uint64_t offset) -> const Finding* {
+    const auto found = collisions.find({structure, offset});
+    return found == collisions.end() ? nullptr : found->second;
   };
   absl::flat_hash_set<uint64_t> dropped;
   const Finding* why = nullptr;
   for (const BitmapEntry& bitmap : state_.bitmaps) {
     const Finding* finding = collides(Structure::kBitmapTable, bitmap.table_offset);
     if (finding == nullptr) continue;
-    if (WriteRight(*finding, guesses_.ForTable(bitmap))) return;
+    if (WriteRightTable(*finding, bitmap)) return;
     dropped.insert(bitmap.offset_bytes);
     why = finding;
   }

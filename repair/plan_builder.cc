@@ -1,17 +1,45 @@
 #include "repair/plan_builder.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/byte_order.h"
 #include "common/checked_math.h"
+#include "common/limits.h"
 
 namespace qcow2check {
 namespace {
 
 bool IsZero(const std::vector<uint8_t>& bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
+}
+
+// What may be copied beyond the size of the image, of which much can be in holes.
+constexpr uint64_t kExtraCopyBytes = 64u << 20;
+
+// The stretches in which `bytes` differ from `old`, of whole sectors of the file: of a new refcount
+// block for a cluster far away, one sector is not all zeros. No more than a page is one stretch.
+constexpr uint64_t kPageBytes = 4096;
+std::vector<Extent> Changes(uint64_t offset_bytes, absl::Span<const uint8_t> old,
+                            absl::Span<const uint8_t> bytes) {
+  if (bytes.size() <= kPageBytes) {
+    if (old == bytes) return {};
+    return {{offset_bytes, offset_bytes + bytes.size()}};
+  }
+  std::vector<Extent> changes;
+  for (uint64_t at = offset_bytes, end; at < offset_bytes + bytes.size(); at = end) {
+    end = std::min(RoundUp(at + 1, kSectorBytes), offset_bytes + bytes.size());
+    const size_t first = at - offset_bytes;
+    if (old.subspan(first, end - at) == bytes.subspan(first, end - at)) continue;
+    if (!changes.empty() && changes.back().end_bytes == at) {
+      changes.back().end_bytes = end;
+    } else {
+      changes.push_back({at, end});
+    }
+  }
+  return changes;
 }
 
 }  // namespace
@@ -22,33 +50,51 @@ PlanReason ReasonFor(const Finding& finding, std::string text) {
 }
 
 PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options, bool grows_in_doubt)
-    : file_(file), options_(options), grows_in_doubt_(grows_in_doubt), image_(file) {
+    : file_(file),
+      options_(options),
+      grows_in_doubt_(grows_in_doubt),
+      image_(file),
+      copies_left_bytes_(SaturatingAdd(file.allocated_bytes(), kExtraCopyBytes)) {
   plan_.old_size_bytes = file.size_bytes();
 }
 
 void PlanBuilder::Flush() { new_step_ = true; }
 
-std::optional<PlannedWrite> PlanBuilder::MakeWrite(uint64_t offset_bytes,
-                                                   absl::Span<const uint8_t> bytes,
-                                                   const PlanReason& reason) {
+std::vector<PlannedWrite> PlanBuilder::MakeWrites(uint64_t offset_bytes,
+                                                  absl::Span<const uint8_t> bytes,
+                                                  const PlanReason& reason) {
   std::vector<uint8_t> old(bytes.size());
-  absl::Status status = image_.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(old));
-  if (status.ok() && absl::MakeConstSpan(old) == bytes) return std::nullopt;
-  if (status.ok()) status = image_.Patch(offset_bytes, bytes);
+  const uint64_t end = offset_bytes + bytes.size();
+  absl::Status status = absl::OkStatus();
+  if (bytes.size() <= kPageBytes || !image_.IsHole({offset_bytes, end})) {
+    status = image_.ReadAt(HostOffset{offset_bytes}, absl::MakeSpan(old));
+  }
+  const std::vector<Extent> changes = Changes(offset_bytes, old, bytes);
+  if (status.ok() && changes.empty()) return {};
+  if (status.ok()) status = image_.HoldEdges(offset_bytes, bytes.size());
+  std::vector<PlannedWrite> writes;
+  for (const Extent& part : changes) {
+    if (!status.ok()) break;
+    const size_t first = part.begin_bytes - offset_bytes;
+    const size_t length = part.end_bytes - part.begin_bytes;
+    std::vector<uint8_t> old_part(&old[first], &old[first] + length);
+    if (IsZero(old_part)) old_part = {};
+    writes.push_back({.reason = reason,
+                      .offset_bytes = part.begin_bytes,
+                      .length_bytes = length,
+                      .old_bytes = std::move(old_part),
+                      .new_bytes = {&bytes[first], &bytes[first] + length}});
+    status = image_.Patch(part.begin_bytes, bytes.subspan(first, length));
+  }
   if (!status.ok()) {
     Decline(reason.code, reason.finding_offset,
             absl::StrCat("what is there now cannot be kept: ", status.message()));
-    return std::nullopt;
+    return {};
   }
-  if (IsZero(old)) old = {};
   ++writes_;
   gives_up_evidence_ |=
       reason.safety == RepairSafety::kLossy || reason.action == RepairAction::kCopyOut;
-  return PlannedWrite{.reason = reason,
-                      .offset_bytes = offset_bytes,
-                      .length_bytes = bytes.size(),
-                      .old_bytes = std::move(old),
-                      .new_bytes = {bytes.begin(), bytes.end()}};
+  return writes;
 }
 
 PlanBuilder::BuiltStep& PlanBuilder::CurrentStep() {
@@ -68,13 +114,13 @@ void PlanBuilder::Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
     }
     GrowTo(end);
   }
-  std::optional<PlannedWrite> write = MakeWrite(offset_bytes, bytes, reason);
-  if (!write) return;
+  std::vector<PlannedWrite> writes = MakeWrites(offset_bytes, bytes, reason);
+  if (writes.empty()) return;
   if (flush_before_loss_ && reason.safety == RepairSafety::kLossy) {
     Flush();
     flush_before_loss_ = false;
   }
-  CurrentStep().Add(*std::move(write));
+  for (PlannedWrite& write : writes) CurrentStep().Add(std::move(write));
 }
 
 void PlanBuilder::Write64(uint64_t offset_bytes, uint64_t value, const PlanReason& reason) {
@@ -104,23 +150,24 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
     Write(offset_bytes, bytes, reason);
     return;
   }
-  std::optional<PlannedWrite> write = MakeWrite(offset_bytes, bytes, reason);
-  if (!write) return;
+  std::vector<PlannedWrite> writes = MakeWrites(offset_bytes, bytes, reason);
+  if (writes.empty()) return;
   if (comes_first) {
-    first_.writes.push_back(*std::move(write));
+    std::move(writes.begin(), writes.end(), std::back_inserter(first_.writes));
     return;
   }
   if (!raising_step_ || *raising_step_ < behind) {
     steps_.emplace(steps_.begin() + static_cast<int64_t>(behind));
     raising_step_ = behind;
   }
-  steps_[*raising_step_].Add(*std::move(write));
+  for (PlannedWrite& write : writes) steps_[*raising_step_].Add(std::move(write));
 }
 
 void PlanBuilder::WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                             const PlanReason& reason) {
-  std::optional<PlannedWrite> write = MakeWrite(offset_bytes, bytes, reason);
-  if (write) plan_.closing.writes.push_back(*std::move(write));
+  for (PlannedWrite& write : MakeWrites(offset_bytes, bytes, reason)) {
+    plan_.closing.writes.push_back(std::move(write));
+  }
 }
 
 void PlanBuilder::CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
@@ -129,6 +176,7 @@ void PlanBuilder::CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t leng
     CopyOriginal(from_bytes, to_bytes, length_bytes, reason);
     return;
   }
+  copies_left_bytes_ -= std::min(copies_left_bytes_, length_bytes);
   image_.PatchCopy(from_bytes, to_bytes, length_bytes);
   CurrentStep().Add({.reason = reason,
                      .offset_bytes = to_bytes,
@@ -139,6 +187,7 @@ void PlanBuilder::CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t leng
 
 void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
                                const PlanReason& reason) {
+  copies_left_bytes_ -= std::min(copies_left_bytes_, length_bytes);
   std::vector<uint8_t> bytes(length_bytes);
   const absl::Status status = file_.ReadAt(HostOffset{from_bytes}, absl::MakeSpan(bytes));
   if (status.ok()) {

@@ -53,6 +53,8 @@ class PlanBuilder {
   uint64_t failed_reads() const { return image_.failed_reads() + failed_reads_; }
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
+  // How much more may be copied: no accident shares more than the image has.
+  uint64_t copies_left_bytes() const { return copies_left_bytes_; }
 
   // Everything planned from now on waits until what was planned before is on disk.
   void Flush();
@@ -108,9 +110,10 @@ class PlanBuilder {
   // The position in steps_ behind the last step that writes any of these bytes, or makes the file
   // long enough for them.
   size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
-  // The write, in image_ already; nothing if the bytes are there, or what is there cannot be read.
-  std::optional<PlannedWrite> MakeWrite(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
-                                        const PlanReason& reason);
+  // The write, in image_ already, a part for each stretch of pages that changes; nothing if the
+  // bytes are there, or what is there cannot be read.
+  std::vector<PlannedWrite> MakeWrites(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
+                                       const PlanReason& reason);
 
   const ImageFile& file_;
   const RepairOptions options_;
@@ -128,6 +131,7 @@ class PlanBuilder {
   absl::btree_set<uint64_t> old_blocks_;
 
   uint64_t writes_ = 0;
+  uint64_t copies_left_bytes_;
   uint64_t failed_reads_ = 0;  // of the file as it was
   std::vector<Extent> freed_;
   GuestRanges lost_;

@@ -23,9 +23,6 @@
 namespace qcow2check {
 namespace {
 
-// Copies beyond the size of the image and this much more are not made: no accident needs them.
-constexpr uint64_t kExtraCopyBytes = 64u << 20;
-
 class OwnClusterPlanner {
  public:
   OwnClusterPlanner(CheckState& state, PlanBuilder& plan)
@@ -35,8 +32,7 @@ class OwnClusterPlanner {
         structures_(state, plan),
         places_(state),
         l1_in_doubt_(ActiveL1IsInDoubt(state)),
-        snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())),
-        copies_left_((state.file.size_bytes() + kExtraCopyBytes) >> state.geo().cluster_bits) {
+        snapshots_in_doubt_(SnapshotsAreInDoubt(state, plan.image())) {
     for (const L2Table& table : state.l2_tables) tables_[table.offset_bytes] = &table;
   }
 
@@ -47,8 +43,7 @@ class OwnClusterPlanner {
   void MoveOffMetadata(const Finding& finding);
   void SeparateTables(const Finding& finding);
   void MoveEntry(const Finding& finding, const Owner& owner, bool from_metadata);
-  std::optional<uint64_t> CopyCluster(uint64_t from_bytes, uint64_t refcount, bool from_metadata,
-                                      const PlanReason& reason);
+  std::vector<uint64_t> TakeClusters(uint64_t count, uint64_t refcount, const PlanReason& reason);
   void Release(uint64_t cluster, uint64_t references) { released_[cluster] += references; }
 
   struct Switch {
@@ -64,7 +59,6 @@ class OwnClusterPlanner {
   SoundPlaces places_;
   const bool l1_in_doubt_;
   const bool snapshots_in_doubt_;
-  uint64_t copies_left_;
   absl::flat_hash_map<uint64_t, const L2Table*> tables_;  // by offset
   absl::flat_hash_set<uint64_t> moved_entries_;
   absl::flat_hash_set<uint64_t> separated_tables_;
@@ -93,29 +87,29 @@ void OwnClusterPlanner::Run() {
   plan_.Flush();
 }
 
-std::optional<uint64_t> OwnClusterPlanner::CopyCluster(uint64_t from_bytes, uint64_t refcount,
-                                                       bool from_metadata,
-                                                       const PlanReason& reason) {
-  if (copies_left_ == 0) {
+// Places for `count` copies, in bytes; none at all, and the finding declined, if there is no room
+// for all of them.
+std::vector<uint64_t> OwnClusterPlanner::TakeClusters(uint64_t count, uint64_t refcount,
+                                                      const PlanReason& reason) {
+  if (count > plan_.copies_left_bytes() >> geometry_.cluster_bits) {
     plan_.Decline(reason.code, reason.finding_offset,
                   "so much is shared that the copies would be larger than the image");
-    return std::nullopt;
+    return {};
   }
-  const std::optional<uint64_t> cluster = structures_.space().Take(1, refcount);
-  if (!cluster) {
-    plan_.Decline(reason.code, reason.finding_offset,
-                  absl::StrFormat("%d bytes short: there is no free room for a copy",
-                                  structures_.space().missing_bytes()));
-    return std::nullopt;
+  FreeSpace& space = structures_.space();
+  std::vector<uint64_t> places;
+  for (uint64_t i = 0; i < count; ++i) {
+    const std::optional<uint64_t> cluster = space.Take(1, refcount);
+    if (!cluster) {
+      plan_.Decline(reason.code, reason.finding_offset,
+                    absl::StrFormat("%d bytes short: there is no free room for a copy",
+                                    (count - i) << geometry_.cluster_bits));
+      for (const uint64_t place : places) space.GiveBack(place >> geometry_.cluster_bits);
+      return {};
+    }
+    places.push_back(*cluster << geometry_.cluster_bits);
   }
-  --copies_left_;
-  const uint64_t to_bytes = *cluster << geometry_.cluster_bits;
-  if (from_metadata) {
-    plan_.CopyOriginal(from_bytes, to_bytes, geometry_.cluster_size(), reason);
-  } else {
-    plan_.CopyData(from_bytes, to_bytes, geometry_.cluster_size(), reason);
-  }
-  return to_bytes;
+  return places;
 }
 
 void OwnClusterPlanner::MoveEntry(const Finding& finding, const Owner& owner, bool from_metadata) {
@@ -134,13 +128,18 @@ void OwnClusterPlanner::MoveEntry(const Finding& finding, const Owner& owner, bo
   PlanReason reason =
       ReasonFor(finding, absl::StrFormat("guest offset 0x%x gets its own copy of what it reads",
                                          owner.guest_offset.value_or(GuestOffset{}).bytes));
-  const std::optional<uint64_t> to_bytes = CopyCluster(from_bytes, weight, from_metadata, reason);
-  if (!to_bytes) return;
+  const std::vector<uint64_t> place = TakeClusters(1, weight, reason);
+  if (place.empty()) return;
+  const uint64_t to_bytes = place.front();
+  if (from_metadata) {
+    plan_.CopyOriginal(from_bytes, to_bytes, size, reason);
+  } else {
+    plan_.CopyData(from_bytes, to_bytes, size, reason);
+  }
   const bool copied = table->second->active_weight != 0 && weight == 1;
-  switches_.push_back(
-      {owner.entry_offset->bytes,
-       (entry & ~(kOffsetMask | kCopiedBit)) | *to_bytes | (copied ? kCopiedBit : 0),
-       std::move(reason)});
+  switches_.push_back({owner.entry_offset->bytes,
+                       (entry & ~(kOffsetMask | kCopiedBit)) | to_bytes | (copied ? kCopiedBit : 0),
+                       std::move(reason)});
   Release(from_bytes >> geometry_.cluster_bits, weight);
 }
 
@@ -212,24 +211,29 @@ void OwnClusterPlanner::SeparateTables(const Finding& finding) {
   const bool copied = active && users == 1;
   const PlanReason reason = ReasonFor(
       finding, absl::StrFormat("slot %d gets a table and clusters of its own", *finding.l1_index));
-  const std::optional<uint64_t> new_table = structures_.space().Take(1, users);
-  if (!new_table) return;
+  std::vector<uint64_t> copied_entries;  // by their place in the table
   for (uint64_t at = 0; at < size; at += geometry_.l2_entry_bytes()) {
     const uint64_t entry = Load64(&bytes[at]);
     const L2EntryKind kind = KindOfL2Entry(entry, geometry_);
     if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
     const uint64_t from_bytes = EntryOffset(entry);
     if (!IsAligned(from_bytes, size) || state_.IsOutside(from_bytes, size)) continue;
-    const std::optional<uint64_t> to_bytes = CopyCluster(from_bytes, users, false, reason);
-    if (!to_bytes) return;
-    Store64(&bytes[at],
-            (entry & ~(kOffsetMask | kCopiedBit)) | *to_bytes | (copied ? kCopiedBit : 0));
+    copied_entries.push_back(at);
+  }
+  const std::vector<uint64_t> places = TakeClusters(copied_entries.size() + 1, users, reason);
+  if (places.empty()) return;
+  const uint64_t new_table = places.back();
+  for (size_t i = 0; i < copied_entries.size(); ++i) {
+    uint8_t* const at = &bytes[copied_entries[i]];
+    const uint64_t entry = Load64(at);
+    const uint64_t from_bytes = EntryOffset(entry);
+    plan_.CopyData(from_bytes, places[i], size, reason);
+    Store64(at, (entry & ~(kOffsetMask | kCopiedBit)) | places[i] | (copied ? kCopiedBit : 0));
     Release(from_bytes >> geometry_.cluster_bits, users);
   }
-  plan_.Write(*new_table << geometry_.cluster_bits, bytes, reason);
+  plan_.Write(new_table, bytes, reason);
   for (const L1Slot& slot : slots) {
-    switches_.push_back({slot.place_bytes,
-                         *new_table << geometry_.cluster_bits | (copied ? kCopiedBit : 0), reason});
+    switches_.push_back({slot.place_bytes, new_table | (copied ? kCopiedBit : 0), reason});
   }
   Release(table_bytes >> geometry_.cluster_bits, users);
 }

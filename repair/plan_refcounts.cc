@@ -46,13 +46,16 @@ void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, Stored
   const uint64_t entries = state.geo().refcount_block_entries();
   for (const auto& [index, offset] : stored.blocks()) {
     if (!ReadsAsZeros(plan.image(), offset, size)) continue;
-    const uint64_t first = index * entries;
+    const uint64_t end = std::min((index + 1) * entries, state.file_clusters);
     std::vector<uint64_t> in_use;
-    ZeroSearch zeros(plan.image());
-    for (uint64_t cluster = first; cluster < std::min(first + entries, state.file_clusters);
-         ++cluster) {
-      if (state.expected->Get(cluster) == 0 && !zeros.ReadsAsZeros(cluster * size, size)) {
-        in_use.push_back(cluster);
+    for (uint64_t next = index * entries; next < end;) {
+      const Extent data = plan.image().NextData(HostOffset{next * size});
+      if (data.empty()) break;
+      const uint64_t behind = DivideRoundingUp(data.end_bytes, size);
+      for (next = data.begin_bytes / size; next < std::min(behind, end); ++next) {
+        if (state.expected->Get(next) == 0 && !ReadsAsZeros(plan.image(), next * size, size)) {
+          in_use.push_back(next);
+        }
       }
     }
     for (const uint64_t cluster : in_use) {

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "checker/table_shape.h"
@@ -19,6 +20,7 @@
 #include "repair/patched_file.h"
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
+#include "repair/snapshot_suspicions.h"
 #include "repair/snapshot_table.h"
 
 namespace qcow2check {
@@ -62,7 +64,7 @@ constexpr DeclineReason kDeclineReasons[] = {
 class SnapshotPlanner {
  public:
   SnapshotPlanner(CheckState& state, PlanBuilder& plan)
-      : state_(state), plan_(plan), orphans_(state) {
+      : state_(state), plan_(plan), orphans_(state), suspicions_(state) {
     for (const L2Table& table : state.l2_tables) {
       if (table.shape != L2Shape::kLost) l2_tables_.insert(table.offset_bytes);
     }
@@ -80,22 +82,24 @@ class SnapshotPlanner {
   void GuessEntryLengths(uint64_t entry_at, std::vector<Guess>& guesses) const;
   uint64_t TextBytes(uint64_t text_at) const;
   bool RestoreL1Tables();
-  bool HasFinding(uint64_t snapshot, FindingCode code) const;
   bool HasGoodL1(uint64_t snapshot, const Finding& finding) const;
-  const Finding* SuspicionAbout(uint64_t snapshot) const;
   std::vector<Guess> GuessNearL1(uint64_t snapshot) const;
   void GuessSizes(const SnapshotEntry& entry, std::vector<Guess>& guesses) const;
   bool IsInFile(uint64_t offset, uint64_t entries) const;
   std::vector<Guess> GuessUnreferencedL1(const SnapshotEntry& entry) const;
   bool IsL1(uint64_t offset, uint64_t entries) const;
+  bool LeadsToL2Tables(uint64_t offset, uint64_t entries) const;
   bool IsL2(uint64_t offset) const;
   bool CompleteEntries();
 
   CheckState& state_;
   PlanBuilder& plan_;
   const Orphans orphans_;
+  const SnapshotSuspicions suspicions_;
   absl::flat_hash_set<uint64_t> l2_tables_;  // in use, by offset
   std::vector<SnapshotEntry> entries_;       // those that are beyond doubt, from the first on
+  // Whether what is there, of so many entries, is an L1 table: thousands of snapshots may name one.
+  mutable absl::flat_hash_map<std::pair<uint64_t, uint64_t>, bool> is_l1_;
 };
 
 void SnapshotPlanner::Run() {
@@ -257,47 +261,11 @@ uint64_t SnapshotPlanner::TextBytes(uint64_t text_at) const {
   return static_cast<uint64_t>(std::find(text.begin(), text.end(), 0) - text.begin());
 }
 
-// Why the L1 table of a snapshot may not be its own; nullptr if nothing says so.
-const Finding* SnapshotPlanner::SuspicionAbout(uint64_t snapshot) const {
-  for (const Finding& finding : state_.findings.findings()) {
-    const bool names_it =
-        finding.snapshot == snapshot && (finding.structure == Structure::kSnapshotL1Table ||
-                                         finding.code == FindingCode::kSnapshotSizeMismatch);
-    const bool overlaps =
-        finding.code == FindingCode::kMetadataOverlap &&
-        std::any_of(finding.owners.begin(), finding.owners.end(), [&](const Owner& owner) {
-          return owner.structure == Structure::kSnapshotL1Table && owner.snapshot == snapshot;
-        });
-    if (names_it || overlaps) return &finding;
-  }
-  // No two snapshots have one L1 table.
-  for (const L1Table& table : state_.l1_tables) {
-    const bool its = std::any_of(table.users.begin(), table.users.end(),
-                                 [&](const L1User& user) { return user.snapshot == snapshot; });
-    if (!its || table.users.size() == 1) continue;
-    for (const Finding& finding : state_.findings.findings()) {
-      if (finding.code == FindingCode::kRefcountTooLow && finding.host_offset &&
-          finding.host_offset->bytes <= table.offset_bytes &&
-          table.offset_bytes < finding.host_offset->bytes + finding.length_bytes) {
-        return &finding;
-      }
-    }
-  }
-  return nullptr;
-}
-
-bool SnapshotPlanner::HasFinding(uint64_t snapshot, FindingCode code) const {
-  const std::vector<Finding>& findings = state_.findings.findings();
-  return std::any_of(findings.begin(), findings.end(), [&](const Finding& finding) {
-    return finding.snapshot == snapshot && finding.code == code;
-  });
-}
-
 // Whether the snapshot's L1 table is one, so that what is wrong with it must be elsewhere.
 bool SnapshotPlanner::HasGoodL1(uint64_t snapshot, const Finding& finding) const {
   const SnapshotEntry& entry = entries_[snapshot];
-  if (HasFinding(snapshot, FindingCode::kSnapshotL1Invalid) ||
-      HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch) ||
+  if (suspicions_.HasFinding(snapshot, FindingCode::kSnapshotL1Invalid) ||
+      suspicions_.HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch) ||
       finding.code == FindingCode::kRefcountTooLow) {
     return false;
   }
@@ -315,7 +283,7 @@ bool SnapshotPlanner::RestoreL1Tables() {
   const Finding* first = nullptr;
   size_t searched = 0;
   for (uint64_t i = 0; i < entries_.size() && searched < kMostSearched; ++i) {
-    const Finding* finding = SuspicionAbout(i);
+    const Finding* finding = suspicions_.About(i);
     if (finding == nullptr || HasGoodL1(i, *finding)) continue;
     ++searched;
     std::vector<Guess> near = GuessNearL1(i), unreferenced = GuessUnreferencedL1(entries_[i]);
@@ -354,13 +322,14 @@ std::vector<Guess> SnapshotPlanner::GuessNearL1(uint64_t snapshot) const {
     guesses.back().needed = used ? proof : Proof::kAllAgrees;
   };
   add_size(needed, 0, Proof::kAllAgrees);
-  const bool is_wrong = HasFinding(snapshot, FindingCode::kSnapshotL1Invalid) ||
-                        HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch);
+  const bool is_wrong = suspicions_.HasFinding(snapshot, FindingCode::kSnapshotL1Invalid) ||
+                        suspicions_.HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch);
   for (const uint64_t entries : OneBitAway(entry.l1_size, 32)) {
     if (entries < needed) continue;
     add_size(entries, 1, is_wrong ? Proof::kFewerCorruptions : Proof::kAllAgrees);
   }
-  if (HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch)) GuessSizes(entry, guesses);
+  if (suspicions_.HasFinding(snapshot, FindingCode::kSnapshotSizeMismatch))
+    GuessSizes(entry, guesses);
   for (const uint64_t offset : OneBitAway(entry.l1_table_offset, 64)) {
     const uint64_t length = uint64_t{entry.l1_size} * 8;
     if (!IsInFile(offset, entry.l1_size)) continue;
@@ -422,8 +391,14 @@ std::vector<Guess> SnapshotPlanner::GuessUnreferencedL1(const SnapshotEntry& ent
   return guesses;
 }
 
-// Whether all entries there lead to L2 tables.
 bool SnapshotPlanner::IsL1(uint64_t offset, uint64_t entries) const {
+  const auto [known, is_new] = is_l1_.try_emplace({offset, entries}, false);
+  if (is_new) known->second = LeadsToL2Tables(offset, entries);
+  return known->second;
+}
+
+// Whether all entries there do.
+bool SnapshotPlanner::LeadsToL2Tables(uint64_t offset, uint64_t entries) const {
   const uint64_t length = entries * 8;
   if (length > kMaxPieceBytes) return false;
   std::vector<uint8_t> table(length);

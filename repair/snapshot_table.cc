@@ -6,6 +6,7 @@
 #include "common/byte_order.h"
 #include "common/checked_math.h"
 #include "common/limits.h"
+#include "repair/kept_page.h"
 #include "repair/plain_text.h"
 
 namespace qcow2check {
@@ -42,10 +43,11 @@ std::optional<SnapshotEntry> ReadPlausibleEntry(const ImageFile& file, uint64_t 
 
 std::vector<SnapshotEntry> ReadPlausibleEntries(const ImageFile& file, uint64_t offset_bytes,
                                                 uint64_t count) {
+  const KeptPage table(file);
   std::vector<SnapshotEntry> entries;
   uint64_t at = offset_bytes;
   while (entries.size() < std::min<uint64_t>(count, kQemuMaxSnapshots)) {
-    std::optional<SnapshotEntry> entry = ReadPlausibleEntry(file, at);
+    std::optional<SnapshotEntry> entry = ReadPlausibleEntry(table, at);
     if (!entry) break;
     at += entry->length_bytes;
     entries.push_back(*std::move(entry));

@@ -31,9 +31,13 @@ BuiltImage FullDisk() {
   return image;
 }
 
-std::vector<uint8_t> FreedCluster(const BuiltImage& image, const std::vector<uint8_t>& bytes) {
-  const auto begin = bytes.begin() + static_cast<int64_t>(image.At(kFreed).host_offset);
+std::vector<uint8_t> ClusterAt(const std::vector<uint8_t>& bytes, uint64_t host_offset) {
+  const auto begin = bytes.begin() + static_cast<int64_t>(host_offset);
   return {begin, begin + kCluster};
+}
+
+std::vector<uint8_t> FreedCluster(const BuiltImage& image, const std::vector<uint8_t>& bytes) {
+  return ClusterAt(bytes, image.At(kFreed).host_offset);
 }
 
 std::vector<uint8_t> Repaired(const BuiltImage& image) {
@@ -55,6 +59,24 @@ TEST(FreeSpaceTest, AClusterOfZerosIsTaken) {
   SetL1Entry(image, 1, 0);
   ZeroCluster(image, image.At(kFreed).host_offset);
   EXPECT_EQ(FreedCluster(image, Repaired(image)), PatternOf(0, 1, kCluster));
+}
+
+// One slot of the L1 table leads to the table of another, and there is room for a table and the
+// first of two clusters that it maps.
+TEST(FreeSpaceTest, WithoutRoomForAllCopiesOfATableNoneIsMade) {
+  BuiltImage image =
+      BuildImage({.cluster_bits = 12,
+                  .virtual_size = 2 * kL2Reach,
+                  .steps = {WriteClusters{.count = 2}, WriteClusters{.first = 512}}});
+  SetL1Entry(image, 1, image.L2At(0).host_offset);
+  for (const uint64_t freed : {image.At(kL2Reach).host_offset, image.L2At(1).host_offset}) {
+    SetRefcount(image, image.ClusterOf(freed), 0);
+    ZeroCluster(image, freed);
+  }
+  image.bytes = Repaired(image);
+  for (const uint64_t freed : {image.At(kL2Reach).host_offset, image.L2At(1).host_offset}) {
+    EXPECT_TRUE(ClusterAt(image.bytes, freed) == std::vector<uint8_t>(kCluster)) << freed;
+  }
 }
 
 }  // namespace
