@@ -89,8 +89,9 @@ bool CheckState::LooksForHoles() const {
 
 uint64_t CheckState::threads() const {
   if (options.threads != 0) return options.threads;
-  // Threads that wait for a network are cheap; more processors than this would wait for the memory.
-  constexpr uint64_t kForNetwork = 16, kMostProcessors = 16;
+  // Each has some reads under way, and servers do not serve more than these ask for at once; more
+  // processors than this would wait for the memory.
+  constexpr uint64_t kForNetwork = 8, kMostProcessors = 16;
   return file.is_remote() ? UsableThreads(kForNetwork)
                           : std::min(UsableThreads(0), kMostProcessors);
 }
