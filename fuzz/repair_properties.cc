@@ -121,6 +121,10 @@ RepairOptions OptionsOf(Dice& dice) {
   return options;
 }
 
+// Of the disk that is looked at: clusters are many where it is large and each table leads
+// everywhere.
+constexpr uint64_t kMostGuestBytes = 64 * kMaxWholeBytes;
+
 class RepairTrial {
  public:
   explicit RepairTrial(const SparseFile& image)
@@ -173,8 +177,7 @@ class RepairTrial {
     const std::vector<uint8_t> none;
     const bool leaks = run_.options.mode == RepairMode::kLeaks;
     if (doubts.everything() && !leaks) return;
-    // Units are many where the disk is large and each table leads everywhere.
-    const uint64_t end = std::min<uint64_t>(summary.virtual_size_bytes, 64 * kMaxWholeBytes);
+    const uint64_t end = std::min<uint64_t>(summary.virtual_size_bytes, kMostGuestBytes);
     const GuestView disk = ReadDisk({before, none}, end);
     const GuestView repaired = ReadDisk({after, none}, end);
     if (leaks && disk.units != repaired.units) {
@@ -196,7 +199,10 @@ class RepairTrial {
   // At one random point: killed, and after a power cut.
   void LookAtCrash() {
     if (run_.result.plan.empty() || !run_.result.status.ok()) return;
-    const WholeRepair whole({.name = "", .damaged = run_.before.Bytes(), .options = run_.options});
+    const WholeRepair whole({.name = "",
+                             .damaged = run_.before.Bytes(),
+                             .options = run_.options,
+                             .guest_end_bytes = kMostGuestBytes});
     const size_t count = dice_.Below(whole.disk().events() + 1);
     for (const DiskState& state :
          {whole.disk().Killed(count), whole.disk().PowerFails(count).AtRandom(dice_)}) {

@@ -62,6 +62,7 @@ WholeRepair::WholeRepair(const CrashCase& crash_case)
     : options_(crash_case.options),
       damaged_(crash_case.damaged),
       data_file_(crash_case.data_file),
+      guest_end_bytes_(crash_case.guest_end_bytes),
       image_(disk_.AddFile(crash_case.damaged)),
       undo_(disk_.AddFile({})),
       result_(RepairImage(image_, {}, options_, Lend(undo_))),
@@ -120,7 +121,8 @@ uint64_t WholeRepair::ClusterSize() const {
 }
 
 GuestView WholeRepair::ViewOf(const Bytes& image) const {
-  return ReadDisk({image, data_file_}, result_.before.image.virtual_size_bytes);
+  return ReadDisk({image, data_file_},
+                  std::min(result_.before.image.virtual_size_bytes, guest_end_bytes_));
 }
 
 // The first offset where the guest reads neither what it read before the repair nor what it reads

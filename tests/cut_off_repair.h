@@ -23,6 +23,7 @@ struct CrashCase {
   Bytes damaged;
   Bytes data_file = {};
   RepairOptions options = {};
+  uint64_t guest_end_bytes = uint64_t{1} << 62;  // how much of the disk is looked at
 };
 
 // The files of the disk of a repair.
@@ -62,6 +63,7 @@ class WholeRepair {
   RepairOptions options_;
   Bytes damaged_;
   Bytes data_file_;
+  uint64_t guest_end_bytes_;
   RecordedDisk disk_;
   RecordingFile& image_;
   RecordingFile& undo_;
