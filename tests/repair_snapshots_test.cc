@@ -2,13 +2,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "common/byte_order.h"
 #include "common/snapshot_entry.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "repair/repair.h"
 #include "tests/damage.h"
 #include "tests/image_builder.h"
+#include "tests/image_text.h"
 #include "tests/repair_scenario.h"
+#include "tests/sparse_file.h"
 
 namespace qcow2check::testing {
 namespace {
@@ -276,6 +280,27 @@ TEST(RepairSnapshots, DamageElsewhereIsRepairedToo) {
   SetRefcount(image, image.ClusterOf(image.At(0).host_offset), 0);
   SetL2Entry(image, 0x1000, GetL2Entry(image, 0x1000) ^ kCopiedBit);
   ExpectSameSnapshots(sound, image);
+}
+
+// The header counts two snapshots, and where their table should be there is something else. A hole
+// in its place would be a table of two entries that are all zeros.
+TEST(RepairSnapshots, NoHoleIsPunchedWhereTheHeaderHasATable) {
+  const absl::StatusOr<SparseFile> image = ParseSparseImage(
+      "size 0x7000\n"
+      "0x0: 51 46 49 fb 00 00 00 03\n"
+      "0x10: 00 00 00 00 00 00 00 0a\n"
+      "0x20: 00 00 00 00 00 00 00 03\n"
+      "0x38: 00 00 00 00 00 00 00 02\n"
+      "0x40: 00 00 00 00 00 00 28 00\n"
+      "0x2800: 00 01 * 60\n");
+  ASSERT_TRUE(image.ok()) << image.status();
+  SparseFile file = *image;
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll, .free_orphans = true, .discard = true},
+                  /*open_undo=*/nullptr);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(file.Bytes(0x2800, 1024), image->Bytes(0x2800, 1024));
+  EXPECT_EQ(result.after.totals.corruptions, result.plan.remaining.corruptions);
 }
 
 TEST(RepairSnapshots, DuplicatesStay) {
