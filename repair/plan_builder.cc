@@ -19,6 +19,8 @@ bool IsZero(const std::vector<uint8_t>& bytes) {
 // What may be copied beyond the size of the image, of which much can be in holes.
 constexpr uint64_t kExtraCopyBytes = 64u << 20;
 
+constexpr char kBehindEndOfDevice[] = "the device ends before the place to write";
+
 // The stretches in which `bytes` differ from `old`, of whole sectors of the file: of a new refcount
 // block for a cluster far away, one sector is not all zeros. No more than a page is one stretch.
 constexpr uint64_t kPageBytes = 4096;
@@ -109,7 +111,7 @@ void PlanBuilder::Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
   const uint64_t end = offset_bytes + bytes.size();
   if (end > image_.size_bytes()) {
     if (options_.fixed_size) {
-      Decline(reason.code, reason.finding_offset, "the device ends before the place to write");
+      Decline(reason.code, reason.finding_offset, kBehindEndOfDevice);
       return;
     }
     GrowTo(end);
@@ -131,7 +133,7 @@ void PlanBuilder::Write64(uint64_t offset_bytes, uint64_t value, const PlanReaso
 
 size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const {
   const uint64_t end = offset_bytes + length_bytes;
-  const bool is_new = end > file_.size_bytes();
+  const bool is_new = end > EndOfFirst();
   size_t behind = steps_.size();
   while (behind != 0) {
     const BuiltStep& built = steps_[behind - 1];
@@ -144,7 +146,15 @@ size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) con
 
 void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                              const PlanReason& reason) {
-  const bool comes_first = refcounts_first_ && offset_bytes + bytes.size() <= file_.size_bytes();
+  // The last refcount block may lie in a cluster that the file ends inside. To complete that
+  // cluster puts nothing where a pointer could lead: it may come before all else.
+  const uint64_t end = offset_bytes + bytes.size();
+  const bool completes_cluster = end > image_.size_bytes();
+  if (completes_cluster && options_.fixed_size) {
+    Decline(reason.code, reason.finding_offset, kBehindEndOfDevice);
+    return;
+  }
+  const bool comes_first = refcounts_first_ && (completes_cluster || end <= EndOfFirst());
   const size_t behind = comes_first ? 0 : StepBehind(offset_bytes, bytes.size());
   if (!comes_first && behind == steps_.size()) {
     Write(offset_bytes, bytes, reason);
@@ -152,6 +162,10 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
   }
   std::vector<PlannedWrite> writes = MakeWrites(offset_bytes, bytes, reason);
   if (writes.empty()) return;
+  if (completes_cluster) {
+    image_.Grow(end);
+    first_.grow_to_bytes = end;
+  }
   if (comes_first) {
     std::move(writes.begin(), writes.end(), std::back_inserter(first_.writes));
     return;
@@ -241,7 +255,7 @@ void PlanBuilder::AddLostRange(uint64_t guest_offset_bytes, uint64_t length_byte
 }
 
 Plan PlanBuilder::Take() && {
-  if (!first_.writes.empty()) plan_.steps.push_back(std::move(first_));
+  if (first_.grow_to_bytes || !first_.writes.empty()) plan_.steps.push_back(std::move(first_));
   for (BuiltStep& built : steps_) plan_.steps.push_back(std::move(built.step));
   plan_.new_size_bytes = image_.size_bytes();
   plan_.discards = std::move(freed_);

@@ -107,6 +107,8 @@ class PlanBuilder {
   };
 
   BuiltStep& CurrentStep();
+  // How long the file is before all steps_.
+  uint64_t EndOfFirst() const { return first_.grow_to_bytes.value_or(file_.size_bytes()); }
   // The position in steps_ behind the last step that writes any of these bytes, or makes the file
   // long enough for them.
   size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
