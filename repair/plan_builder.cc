@@ -21,9 +21,11 @@ constexpr uint64_t kExtraCopyBytes = 64u << 20;
 
 constexpr char kBehindEndOfDevice[] = "the device ends before the place to write";
 
-// The stretches in which `bytes` differ from `old`, of whole sectors of the file: of a new refcount
-// block for a cluster far away, one sector is not all zeros. No more than a page is one stretch.
+// No more than that is one write, whatever changes in it.
 constexpr uint64_t kPageBytes = 4096;
+
+// The stretches in which `bytes` differ from `old`, of whole sectors of the file: of a new refcount
+// block for a cluster far away, one sector is not all zeros.
 std::vector<Extent> Changes(uint64_t offset_bytes, absl::Span<const uint8_t> old,
                             absl::Span<const uint8_t> bytes) {
   if (bytes.size() <= kPageBytes) {

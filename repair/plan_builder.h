@@ -112,7 +112,7 @@ class PlanBuilder {
   // The position in steps_ behind the last step that writes any of these bytes, or makes the file
   // long enough for them.
   size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
-  // The write, in image_ already, a part for each stretch of pages that changes; nothing if the
+  // The write, in image_ already, a part for each stretch of sectors that changes; nothing if the
   // bytes are there, or what is there cannot be read.
   std::vector<PlannedWrite> MakeWrites(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                                        const PlanReason& reason);
