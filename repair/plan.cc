@@ -139,8 +139,9 @@ absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptio
   return kRepairAll;
 }
 
-// Freed clusters that are still free when all is done. A snapshot table that cannot be read is no
-// reference, but zeros in its place would be read as snapshots.
+// Freed clusters that are free when all is done: not those whose refcount could not be written, nor
+// those that something refers to by then. A snapshot table that cannot be read is no reference, but
+// zeros in its place would be read as snapshots.
 std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState& state) {
   const uint64_t size = state.geo().cluster_size();
   const uint64_t snapshot_table =
@@ -148,7 +149,10 @@ std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState
   std::vector<Extent> free;
   for (const Extent& extent : freed) {
     for (uint64_t at = extent.begin_bytes; at < extent.end_bytes; at += size) {
-      if (state.expected->Get(at / size) != 0 || at == snapshot_table) continue;
+      if (state.expected->Get(at / size) != 0 || state.mismatched->Contains(at / size) ||
+          at == snapshot_table) {
+        continue;
+      }
       if (!free.empty() && free.back().end_bytes == at) {
         free.back().end_bytes += size;
       } else {

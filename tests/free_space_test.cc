@@ -3,15 +3,22 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "common/finding.h"
 #include "common/memory_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "repair/repair.h"
 #include "tests/damage.h"
 #include "tests/image_builder.h"
+#include "tests/image_text.h"
+#include "tests/sparse_file.h"
 
 namespace qcow2check::testing {
 namespace {
+
+using ::testing::Contains;
+using ::testing::Field;
 
 constexpr uint64_t kCluster = 4096;
 constexpr uint64_t kL2Reach = 512 * kCluster;
@@ -77,6 +84,28 @@ TEST(FreeSpaceTest, WithoutRoomForAllCopiesOfATableNoneIsMade) {
   for (const uint64_t freed : {image.At(kL2Reach).host_offset, image.L2At(1).host_offset}) {
     EXPECT_TRUE(ClusterAt(image.bytes, freed) == std::vector<uint8_t>(kCluster)) << freed;
   }
+}
+
+// Its refcount cannot be lowered: the block is none that anything is written to.
+TEST(FreeSpaceTest, AnOrphanThatIsNotFreedIsNotDiscarded) {
+  const absl::StatusOr<SparseFile> image = ParseSparseImage(
+      "size 0x841\n"
+      "0x0: 51 46 49 fb 00 00 00 03\n"
+      "0x10: 00 00 00 00 00 00 00 09 00 00 00 00 00 00 26 00\n"
+      "0x20: 00 00 00 00 00 00 00 01 00 00 00 00 00 00 06 00\n"
+      "0x30: 00 00 00 00 00 00 02 00 00 00 00 01\n"
+      "0x60: 00 00 00 06 00 00 00 70\n"
+      "0x200: 00 00 00 00 00 00 04 00\n"
+      "0x400: 00 00 00 00 00 00 01 00 * 60\n"
+      "0x800: 01 * 65\n");
+  ASSERT_TRUE(image.ok()) << image.status();
+  SparseFile file = *image;
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll, .discard = true, .fixed_size = true},
+                  /*open_undo=*/nullptr);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  ASSERT_THAT(result.after.findings, Contains(Field(&Finding::code, FindingCode::kLeakedCluster)));
+  EXPECT_EQ(file.Bytes(), image->Bytes());
 }
 
 }  // namespace
