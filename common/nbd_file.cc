@@ -31,7 +31,7 @@ absl::StatusOr<std::unique_ptr<NbdFile>> NbdFile::Open(const std::string& uri,
 }
 
 absl::StatusOr<std::unique_ptr<WritableNbdFile>> WritableNbdFile::Open(const std::string& uri) {
-  absl::StatusOr<std::unique_ptr<NbdReader>> reader = NbdReader::Open(uri, {});
+  absl::StatusOr<std::unique_ptr<NbdReader>> reader = NbdReader::Open(uri, {.writes = true});
   if (!reader.ok()) return reader.status();
   const NbdExport& facts = (*reader)->facts();
   if (facts.read_only) {
@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<WritableNbdFile>> WritableNbdFile::Open(const std
 }
 
 absl::Status WritableNbdFile::Run(absl::Span<NbdRequest> requests) {
-  reader_->Forget();
+  reader_->ForgetHoles();
   reader_->connection().Run(requests);
   for (const NbdRequest& request : requests) {
     if (request.status.ok()) continue;

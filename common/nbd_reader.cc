@@ -35,7 +35,7 @@ absl::StatusOr<std::unique_ptr<NbdReader>> NbdReader::Open(const std::string& ur
 
 // Whether these bytes are kept now.
 bool NbdReader::IsInStart(const Extent& extent) const {
-  if (options_.changes || extent.end_bytes > kStartBytes) return false;
+  if (options_.changes || options_.writes || extent.end_bytes > kStartBytes) return false;
   std::call_once(start_once_, [this] { ReadStart(); });
   return extent.end_bytes <= start_.size();
 }
@@ -121,10 +121,7 @@ void NbdReader::ReadMany(absl::Span<ReadRequest> requests) const {
   }
 }
 
-void NbdReader::Forget() {
-  stretches_.clear();
-  start_.clear();
-}
+void NbdReader::ForgetHoles() { stretches_.clear(); }
 
 // The known stretch that holds `offset`, or nullptr.
 const NbdStretch* NbdReader::FindStretch(uint64_t offset) const {

@@ -23,9 +23,11 @@ struct NbdOpenOptions {
   UriFrom uri_from = UriFrom::kUser;
   // Somebody writes to it meanwhile: nothing is kept of what the server has said.
   bool changes = false;
+  // It will be written to: a write compares what it replaces with what the server has then.
+  bool writes = false;
 };
 
-// Thread-safe, but for Forget.
+// Thread-safe, but for ForgetHoles.
 class NbdReader {
  public:
   // Errors as NbdConnection::Open's; kInvalidArgument for an empty export.
@@ -41,8 +43,8 @@ class NbdReader {
   // Asks the server at most a few times; what is further away than that may hold data.
   Extent NextData(HostOffset offset) const;
 
-  // The export was written to: what is kept of it is so no more.
-  void Forget();
+  // The export was written to: its holes are others now.
+  void ForgetHoles();
 
   // The smallest stretch of whole blocks around `extent`, cut at the end of the export.
   Extent BlocksAround(const Extent& extent) const;

@@ -2,14 +2,18 @@
 // and can be taken back, interrupted, and started again.
 #include <unistd.h>
 
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/algorithm/container.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "common/memory_file.h"
+#include "common/nbd_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -139,6 +143,21 @@ TEST_F(NbdRepairTest, TheImageStaysAsLongAsItIs) {
   const NbdServer server(Nbdkit());
   const CheckedImage result = CheckWithProgram(server.uri(), {"--repair", "--no-undo"});
   EXPECT_EQ(result.json["repair"]["old-size"], result.json["repair"]["new-size"]);
+}
+
+TEST_F(NbdRepairTest, WhatOthersHaveChangedIsSeenBeforeAWrite) {
+  const Bytes before(8192, 1), after(8192, 2);
+  const TempDir dir;
+  const std::string path = dir.Write("image", before);
+  NbdServer server({"nbdkit", "file", path});
+  const absl::StatusOr<std::unique_ptr<WritableNbdFile>> file = WritableNbdFile::Open(server.uri());
+  ASSERT_TRUE(file.ok()) << file.status();
+  Bytes read(8192);
+  ASSERT_TRUE((*file)->ReadAt(HostOffset{0}, absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read, before);
+  dir.Write("image", after);
+  ASSERT_TRUE((*file)->ReadAt(HostOffset{0}, absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read, after);
 }
 
 TEST_F(NbdRepairTest, FreedClustersAreGivenBack) {
