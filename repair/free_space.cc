@@ -57,8 +57,11 @@ bool FreeSpace::EndIsInDoubt() const {
   // A table of so many snapshots would end anywhere.
   if (state_.findings.Has(FindingCode::kSnapshotTooMany)) return true;
   if (plan_.grows_in_doubt()) return false;
-  // How long its entries were cannot be told, and so not where it ended.
-  if (state_.findings.Has(FindingCode::kSnapshotTableInvalid)) return true;
+  // How long its entries were cannot be told, and so not where it ended. Without snapshots there is
+  // only a leftover offset to complain about.
+  if (state_.header.nb_snapshots != 0 && state_.findings.Has(FindingCode::kSnapshotTableInvalid)) {
+    return true;
+  }
   const uint64_t size = state_.geo().cluster_size();
   const uint64_t end = plan_.old_size_bytes() / size;
   if (refcounts_.HasBlockFor(end) && !plan_.old_blocks().contains(refcounts_.TableIndexOf(end))) {
