@@ -71,6 +71,11 @@ void AddToReport(Report& report, Finding finding) {
   report.findings.insert(place, std::move(finding));
 }
 
+bool ExaminedAll(const Report& report) {
+  // Those behind it end the check early or say that there was none.
+  return report.verdict <= Verdict::kCorrupt && report.coverage.complete();
+}
+
 int ExitCodeOf(const Report& report) {
   switch (report.verdict) {
     case Verdict::kClean:

@@ -116,6 +116,10 @@ bool ComesBefore(const Finding& a, const Finding& b);
 // look) to a finished report: totals, data state and verdict follow.
 void AddToReport(Report& report, Finding finding);
 
+// Whether the check came to its end with nothing left out. Only then does DataState::kNone mean
+// that the guest's data is intact.
+bool ExaminedAll(const Report& report);
+
 // As qemu-img's: 0 consistent, 1 could not be completed, 2 corruption, 3 leaks only, 63 not a
 // qcow2 image.
 int ExitCodeOf(const Report& report);

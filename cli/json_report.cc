@@ -65,6 +65,12 @@ Json FindingJson(const RepairedFinding& repaired) {
   return json;
 }
 
+absl::string_view DataStateOf(const Report& report, const std::vector<GuestRange>& lost) {
+  if (!lost.empty()) return NameOf(DataState::kLost);
+  const bool nothing_known = report.data == DataState::kNone && !ExaminedAll(report);
+  return nothing_known ? "unknown" : NameOf(report.data);
+}
+
 // `lost`: what reads as zeros since a repair, which no check can see any more.
 Json DataJson(const Report& report, const std::vector<GuestRange>& lost) {
   GuestRanges all;
@@ -78,7 +84,7 @@ Json DataJson(const Report& report, const std::vector<GuestRange>& lost) {
     ranges.push_back({{"offset", range.offset_bytes}, {"length", range.length_bytes}});
     bytes += range.length_bytes;
   }
-  return {{"state", Text(NameOf(lost.empty() ? report.data : DataState::kLost))},
+  return {{"state", Text(DataStateOf(report, lost))},
           {"lost-guest-bytes", bytes},
           {"lost-guest-ranges", ranges}};
 }

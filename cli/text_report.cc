@@ -87,9 +87,8 @@ absl::string_view DataSentence(const Report& report) {
   switch (report.data) {
     case DataState::kNone:
       if (report.verdict == Verdict::kNotQcow2) return "";
-      return report.coverage.complete() && report.totals.check_errors == 0
-                 ? "Guest data is intact."
-                 : "No damage to guest data in the part that was examined.";
+      return ExaminedAll(report) ? "Guest data is intact."
+                                 : "No damage to guest data in the part that was examined.";
     case DataState::kAtRisk:
       // The image is consistent: its user may go on, but the clusters are not to be freed.
       if (KeptByRepair(report)) {

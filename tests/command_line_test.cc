@@ -77,6 +77,7 @@ class CommandLineTest : public ::testing::Test {
     EXPECT_EQ(absl::StrCat("qcow2check: ", report.value("error", ""), "\n"), text.err);
     EXPECT_EQ(report.value("check-errors", 0), 1);
     EXPECT_EQ(report.value("corruptions", -1), 0);
+    EXPECT_EQ(report["data"]["state"], "unknown");
   }
 
   TempDir dir_;
@@ -110,7 +111,9 @@ TEST_F(CommandLineTest, NotQcow2IsSaidInOneSentence) {
     EXPECT_EQ(result.exit_code, 63);
     EXPECT_EQ(result.err, absl::StrCat("qcow2check: '", raw_, "' is not a qcow2 image\n"));
   }
-  EXPECT_EQ(Json::parse(Program({"--json", raw_}).out)["verdict"], "not-qcow2");
+  const Json report = Json::parse(Program({"--json", raw_}).out);
+  EXPECT_EQ(report["verdict"], "not-qcow2");
+  EXPECT_EQ(report["data"]["state"], "unknown");
 }
 
 TEST_F(CommandLineTest, MissingFile) {

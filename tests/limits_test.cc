@@ -124,6 +124,7 @@ TEST(LimitsTest, OptionsOfTheProgram) {
   const nlohmann::json report = nlohmann::json::parse(result.out);
   EXPECT_EQ(report["verdict"], "limit-exceeded");
   EXPECT_FALSE(report["coverage"]["complete"]);
+  EXPECT_EQ(report["data"]["state"], "unknown");
   EXPECT_EQ(RunCommand({QCOW2CHECK_PROGRAM, "--max-memory=1G", "--max-time=3600", path}).exit_code,
             0);
   for (const char* wrong : {"--max-memory=x", "--max-time=0", "--max-time=-1", "--max-memory="}) {
