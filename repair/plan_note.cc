@@ -132,7 +132,10 @@ bool PlanNote(CheckState& state, PlanBuilder& plan) {
 
 void PlanNoteWithdrawn(CheckState& state, PlanBuilder& plan) {
   const HeaderExtension* note = FindNote(state);
-  if (note == nullptr || !state.kept_by_repair || state.orphan_clusters != 0) return;
+  if (note == nullptr || !state.kept_by_repair || state.orphan_clusters != 0 ||
+      state.findings.Has(FindingCode::kLeakedCluster)) {
+    return;
+  }
   PlanReason reason = Reason("no unreferenced clusters are left");
   reason.finding_offset = HostOffset{note->offset_bytes};
   plan.Write(note->offset_bytes + kHeadBytes, EncodeRepairNote({.keep_orphans = false}), reason);

@@ -225,7 +225,9 @@ void FreeOldRefcounts(const CheckState& state, PlanBuilder& plan, StoredRefcount
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!state.refcounts_readable) return;
   const bool nothing_lost = state.coverage.complete() && state.held_back.clusters == 0;
-  const bool orphans_are_waste = nothing_lost && !plan.removes_evidence();
+  // With the note all orphans are held back but those of bitmaps that are out of date. It was
+  // needed for them, too, where the same repair gave something up.
+  const bool orphans_are_waste = nothing_lost && !plan.removes_evidence() && !state.kept_by_repair;
   const bool free_orphans = plan.options().free_orphans;
   StoredRefcounts stored(state, plan);
   plan.EndRefcountsFirst();

@@ -20,13 +20,13 @@ namespace qcow2check {
 
 // --- Writing ---
 
-// Writes the whole log of `plan` to the empty file `log` and flushes it. The image is only read.
+// Writes the whole log of `plan` to the empty `file` and flushes it. The image is only read.
 // kAborted if it does not hold the bytes that the plan expects; otherwise errors are those of
 // reading the image and writing the log. The image may be changed only after this returned OK.
-absl::Status WriteUndoLog(WritableImageFile& log, const ImageFile& image, const Plan& plan);
+absl::Status WriteUndoLog(WritableImageFile& file, const ImageFile& image, const Plan& plan);
 
 // Marks the log: all that the plan wants was written. Needs no new space.
-absl::Status MarkFinished(WritableImageFile& log);
+absl::Status MarkFinished(WritableImageFile& file);
 
 // --- Reading ---
 
