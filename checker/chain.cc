@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -29,6 +30,11 @@ bool IsKnownFormat(absl::string_view format) {
       "raw",   "qcow2", "qcow",      "qed",  "vmdk", "vdi", "vpc",         "vhdx", "dmg",
       "bochs", "cloop", "parallels", "luks", "file", "nbd", "host_device", "vvfat"};
   return std::find(std::begin(kFormats), std::end(kFormats), format) != std::end(kFormats);
+}
+
+// Nothing but the guest's data, as long as the file: there is nothing to check.
+bool IsRaw(absl::string_view format) {
+  return format == "raw" || format == "file" || format == "nbd" || format == "host_device";
 }
 
 }  // namespace
@@ -92,6 +98,13 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
     if (format == "qcow2" && !is_qcow2) {
       Add(report, FindingCode::kChainWrongFormat,
           absl::StrCat(*layer_path, " is recorded as qcow2, but is not"));
+      break;
+    }
+    if (format != "qcow2" && !IsRaw(format)) {
+      layers.push_back({*layer_path, format, std::nullopt, Verdict::kUnsupported, {}});
+      report.coverage.skipped.push_back(
+          {absl::StrCat("the backing file ", Quoted(above.backing_name), " and what is below it"),
+           absl::StrCat("its format is ", format)});
       break;
     }
     if (format != "qcow2") {

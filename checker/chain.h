@@ -3,6 +3,7 @@
 #define QCOW2CHECK_CHECKER_CHAIN_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,10 @@ namespace qcow2check {
 // A file below the image.
 struct ChainLayer {
   std::string filename;
-  std::string format;  // "qcow2" or "raw"
-  uint64_t virtual_size_bytes = 0;
+  std::string format;
+  // Missing, with the verdict kUnsupported, for formats that are neither qcow2 nor raw: what the
+  // file holds was not looked at.
+  std::optional<uint64_t> virtual_size_bytes;
   Verdict verdict = Verdict::kClean;
   Totals totals;
 };

@@ -128,11 +128,11 @@ Json ChainJson(const std::vector<ChainLayer>& chain) {
   for (const ChainLayer& layer : chain) {
     json.push_back({{"filename", layer.filename},
                     {"format", layer.format},
-                    {"virtual-size", layer.virtual_size_bytes},
                     {"verdict", Text(NameOf(layer.verdict))},
                     {"check-errors", layer.totals.check_errors},
                     {"corruptions", layer.totals.corruptions},
                     {"leaks", layer.totals.leaks}});
+    if (layer.virtual_size_bytes) json.back()["virtual-size"] = *layer.virtual_size_bytes;
   }
   return json;
 }

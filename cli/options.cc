@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "absl/algorithm/container.h"
@@ -132,12 +133,14 @@ absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
     parts.back().push_back(text[i]);
     if (twice) ++i;
   }
+  std::optional<std::string> filename;
   for (const std::string& part : parts) {
     absl::string_view value = part;
     if (absl::ConsumePrefix(&value, "file.filename=") || absl::ConsumePrefix(&value, "filename=")) {
-      return std::string(value);
+      filename = std::string(value);  // as everywhere, the last one counts
     }
   }
+  if (filename) return *filename;
   return absl::InvalidArgumentError(
       absl::StrCat("--image-opts: '", text, "' names no file (file.filename=...)"));
 }
@@ -180,6 +183,7 @@ void AddCheckOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& w
   app.add_option("--max-findings", options.max_findings,
                  "List at most N findings of each code (totals are always exact)")
       ->type_name("N")
+      ->check(CLI::NonNegativeNumber)
       ->take_last()
       ->capture_default_str();
   app.add_option("--max-memory", options.max_memory_bytes,
@@ -284,7 +288,12 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
     return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check --help)"));
   }
   options.json = options.json || words.output == "json";
-  if (words.max_time_seconds) options.max_time = absl::Seconds(*words.max_time_seconds);
+  if (words.max_time_seconds) {
+    if (std::isnan(*words.max_time_seconds)) {
+      return absl::InvalidArgumentError("--max-time: nan is no number of seconds");
+    }
+    options.max_time = absl::Seconds(*words.max_time_seconds);
+  }
   if (!words.repair.empty()) {
     options.repair = words.repair == "all" ? RepairMode::kAll : RepairMode::kLeaks;
   }

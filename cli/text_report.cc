@@ -228,8 +228,10 @@ std::string TextReport(const std::string& filename, const Report& report,
   if (!codes.empty()) absl::StrAppend(&text, NextSteps(report, codes.front(), options.repair_path));
   if (something_to_say && !chain.empty()) absl::StrAppend(&text, "\n");
   for (const ChainLayer& layer : chain) {
-    absl::StrAppend(&text, "Backing file ", Printable(layer.filename), " (",
-                    Printable(layer.format), "): ", NameOf(layer.verdict), "\n");
+    absl::StrAppend(
+        &text, "Backing file ", Printable(layer.filename), " (", Printable(layer.format),
+        "): ", layer.verdict == Verdict::kUnsupported ? "not examined" : NameOf(layer.verdict),
+        "\n");
   }
   if (report.verdict != Verdict::kNotQcow2) {
     const std::string summary = ClosingLines(report);

@@ -169,8 +169,16 @@ TEST_F(CommandLineTest, WrongArguments) {
   ExpectRefused({"-Z", good_}, 1, "-Z");
   ExpectRefused({"--output=xml", good_}, 1, "--output");
   ExpectRefused({"--max-findings=many", good_}, 1, "--max-findings");
+  ExpectRefused({"--max-findings=-1", good_}, 1, "--max-findings");
+  ExpectRefused({"--max-time=nan", good_}, 1, "--max-time");
   ExpectRefused({"-f"}, 1, "-f");
   ExpectRefused({"--image-opts", "driver=qcow2"}, 1, "file.filename");
+}
+
+TEST_F(CommandLineTest, OfImageOptionsTheLastCounts) {
+  const std::string image =
+      absl::StrCat("driver=qcow2,file.filename=", good_, ",file.filename=", broken_);
+  EXPECT_EQ(Program({"--image-opts", image}).exit_code, 2);
 }
 
 TEST_F(CommandLineTest, OtherFormat) {

@@ -294,6 +294,20 @@ TEST_F(MissedByQemu, M15_DamagedBackingFile) {
   EXPECT_THAT(chain.codes(), Contains("chain-layer-bad"));
 }
 
+// What is neither qcow2 nor raw is not called clean: nobody looked.
+TEST_F(MissedByQemu, M15_BackingFileOfAnotherFormat) {
+  const DiskImage base("64M");
+  const DiskImage image;
+  QemuImg({"create", "-q", "-f", "vmdk", base.path(), "64M"});
+  QemuImg({"create", "-q", "-f", "qcow2", "-F", "vmdk", "-b", base.path(), image.path()});
+  const CheckedImage chain = CheckWithProgram(image.path(), {"--chain"});
+  EXPECT_EQ(chain.exit_code, 0);
+  EXPECT_EQ(chain.data_state(), "unknown");
+  EXPECT_FALSE(chain.json["coverage"]["complete"]);
+  EXPECT_EQ(chain.json["chain"][0]["verdict"], "unsupported");
+  EXPECT_FALSE(chain.json["chain"][0].contains("virtual-size"));
+}
+
 TEST_F(MissedByQemu, M16_BitmapSemantics) {
   const DiskImage image("1M");
   QemuImg({"bitmap", "--add", image.path(), "one"});
