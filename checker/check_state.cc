@@ -19,7 +19,7 @@ void CheckState::MakeMaps() {
   tracked_clusters =
       std::min(wanted, kMaxFileClusters + kPageClusters) / kPageClusters * kPageClusters;
   for (auto* set : {&copied, &not_copied, &compressed, &collisions, &past_end, &mismatched,
-                    &copied_questions, &stored_is_one}) {
+                    &too_high, &copied_questions, &stored_is_one}) {
     set->emplace(tracked_clusters, memory.get());
   }
   table_entries_left = (uint64_t{1} << 22) + file.size_bytes() / 2;

@@ -69,7 +69,8 @@ struct ActiveL1Entry {
 // What the walk saw in an L2 table.
 enum class L2Shape : uint8_t {
   kMappings,    // at least one cluster is allocated
-  kNoMappings,  // nothing but unallocated and plain zero entries
+  kZeros,       // no cluster is allocated, but entries say that their range reads as zeros
+  kNoMappings,  // nothing but unallocated entries
   kLost,        // something else than an L2 table: not walked
 };
 
@@ -81,6 +82,7 @@ struct L2Table {
   uint64_t active_weight = 0;        // of these, from the active L1 table
   std::optional<uint64_t> snapshot;  // a snapshot that refers to it, if no active slot does
   uint64_t shared_not_listed = 0;    // slots that lead here, beyond those in shared_l2
+  bool is_refcount_block = false;    // the refcount table leads here as well
   L2Shape shape = L2Shape::kNoMappings;
   uint32_t last_used = 0;  // index of the last entry that is not 0
 };
@@ -134,6 +136,8 @@ struct CheckState {
 
   // Made by the snapshot and bitmap passes.
   std::vector<SnapshotEntry> snapshots;
+  // Of the guest: up to here the disk, if it was reverted to a snapshot, may map its VM state.
+  uint64_t vm_state_end_bytes = 0;
   std::vector<BitmapEntry> bitmaps;  // those that can be walked
 
   std::optional<RefcountMap> stale_bitmaps;  // clusters of bitmaps that are out of date
@@ -162,6 +166,7 @@ struct CheckState {
 
   // Made by the comparison.
   std::optional<ClusterSet> mismatched;        // stored refcount is not the expected one
+  std::optional<ClusterSet> too_high;          // of these: in use, and counted more often
   std::optional<ClusterSet> copied_questions;  // some COPIED flag does not fit the refcount
   std::optional<ClusterSet> stored_is_one;     // of the copied_questions
   std::vector<OrphanRun> orphans;

@@ -48,6 +48,10 @@ uint64_t EndOfReferences(const CheckState& state) {
   return end;
 }
 
+// A count up to the first is a plausible one. Refcounts of up to 1 << the second bits always are.
+constexpr uint64_t kSmallCount = 16;
+constexpr int kNarrowOrder = 3;
+
 // Some of the refcount blocks, and the clusters from `first_cluster` up to the end of the last one.
 struct BlockRange {
   uint64_t first_cluster = 0;
@@ -69,10 +73,12 @@ struct ComparePart {
 struct CompareSets {
   explicit CompareSets(const CheckState& state)
       : mismatched(state.tracked_clusters, state.memory.get()),
+        too_high(state.tracked_clusters, state.memory.get()),
         copied_questions(state.tracked_clusters, state.memory.get()),
         stored_is_one(state.tracked_clusters, state.memory.get()) {}
 
   ClusterSet mismatched;
+  ClusterSet too_high;
   ClusterSet copied_questions;
   ClusterSet stored_is_one;
 };
@@ -160,10 +166,14 @@ RefcountWord Comparison::LoadWord(const uint8_t* entries) const {
 // A small count for what nothing references says more about the mapping than about the block.
 // Narrow counts are always small.
 bool Comparison::MappingMayBeLost(uint64_t stored, uint64_t expected) const {
-  constexpr uint64_t kSmall = 16;
-  constexpr int kNarrow = 3;
-  const bool may_be_lost = order_ > kNarrow || !mapping_is_complete_;
-  return expected == 0 && stored <= kSmall && may_be_lost;
+  const bool may_be_lost = order_ > kNarrowOrder || !mapping_is_complete_;
+  return expected == 0 && stored <= kSmallCount && may_be_lost;
+}
+
+// Making or reverting to a snapshot first counts everything once more. If that is where it ended,
+// the block is right as far as it goes.
+bool MaySnapshotBeMissing(uint64_t stored, uint64_t expected) {
+  return expected != 0 && stored == expected + 1;
 }
 
 void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
@@ -172,7 +182,8 @@ void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
     ++part_->stored_past_end_in_use;
     return;
   }
-  ++block_mismatches_;
+  // A file that was cut off, or not made as long as planned, leaves small counts behind its end.
+  if (order_ <= kNarrowOrder || stored > kSmallCount) ++block_mismatches_;
   ExtendRuns(past_end_, {cluster, 1, stored});
 }
 
@@ -191,7 +202,9 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
     sets_.mismatched.Insert(cluster);
   }
   if (stored == expected) return;
-  if (!MappingMayBeLost(stored, expected)) ++block_mismatches_;
+  if (!MappingMayBeLost(stored, expected) && !MaySnapshotBeMissing(stored, expected)) {
+    ++block_mismatches_;
+  }
   sets_.mismatched.Insert(cluster);
   if (stored < expected) {
     const FindingCode code = lazy_         ? FindingCode::kRefcountLazy
@@ -199,6 +212,7 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
                                            : FindingCode::kRefcountTooLow;
     findings_.Add(code, cluster, stored, expected, 1, part_->notes);
   } else if (expected != 0) {
+    sets_.too_high.Insert(cluster);
     findings_.Add(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1, part_->notes);
   } else {
     ++part_->orphan_clusters;
@@ -432,6 +446,7 @@ void CompareBlocks(CheckState& state, absl::Span<const RefcountBlock> blocks) {
       });
   for (const auto& comparison : comparisons) {
     state.mismatched->Absorb(comparison->sets().mismatched);
+    state.too_high->Absorb(comparison->sets().too_high);
     state.copied_questions->Absorb(comparison->sets().copied_questions);
     state.stored_is_one->Absorb(comparison->sets().stored_is_one);
   }

@@ -115,8 +115,16 @@ bool L1Walk::AcceptActive() {
   if (header.l1_size == 0) return false;
   const uint64_t offset = header.l1_table_offset;
   if (offset == 0 || !IsAligned(offset, geometry.cluster_size())) {
-    add(FindingCode::kL1OffsetInvalid, offset, std::nullopt,
-        absl::StrFormat("0x%x is not the start of a cluster behind the header", offset));
+    state_.findings.Add(
+        {.code = FindingCode::kL1OffsetInvalid,
+         .structure = Structure::kL1Table,
+         .host_offset = HostOffset{offset},
+         .length_bytes = length,
+         .guest_offset = GuestOffset{0},
+         .guest_length_bytes = SaturatingMultiply(header.l1_size, geometry.l2_guest_bytes()),
+         .stored = offset,
+         .detail =
+             absl::StrFormat("0x%x is not the start of a cluster behind the header", offset)});
     state_.Skip("the active L1 table", "its offset is impossible");
     return false;
   }

@@ -73,6 +73,7 @@ class L2Walk {
   void WalkRuns();
   void CountRun(const Run& run);
   void WalkSpecial(absl::Span<const uint8_t> bytes);
+  bool IsBehindDisk(GuestOffset offset) const;
   void WalkEntry(uint64_t entry, uint64_t bitmap_word);
   void WalkCompressed(uint64_t entry, uint64_t bitmap_word);
   void WalkStandard(uint64_t entry, uint64_t bitmap_word, L2EntryKind kind);
@@ -171,7 +172,7 @@ void L2Walk::WalkSlice(L2Table& table, uint64_t begin, absl::Span<const uint8_t>
     WalkRuns();
   } else {
     const TableScan scan = ScanTable(bytes, geometry_, file_bytes_);
-    if (IsNoTable(scan)) {
+    if (IsNoTable(scan, table.is_refcount_block)) {
       ReportLost(table, bytes, scan);
       table.shape = L2Shape::kLost;
       return;
@@ -326,6 +327,14 @@ void L2Walk::WalkSpecial(absl::Span<const uint8_t> bytes) {
   }
 }
 
+// A disk that was reverted to a snapshot with VM state maps that state behind its end.
+bool L2Walk::IsBehindDisk(GuestOffset offset) const {
+  const uint64_t vm_state_begin = RoundUp(geometry_.virtual_size_bytes, geometry_.l2_guest_bytes());
+  const bool is_vm_state =
+      offset.bytes >= vm_state_begin && offset.bytes < state_.vm_state_end_bytes;
+  return offset.bytes >= geometry_.virtual_size_bytes && !is_vm_state;
+}
+
 void L2Walk::WalkEntry(uint64_t entry, uint64_t bitmap_word) {
   const L2EntryKind kind = KindOfL2Entry(entry, geometry_);
   if (kind == L2EntryKind::kCompressed || kind == L2EntryKind::kNormal ||
@@ -333,9 +342,11 @@ void L2Walk::WalkEntry(uint64_t entry, uint64_t bitmap_word) {
     table_->shape = L2Shape::kMappings;
     const uint64_t index = (slice_begin_ + at_) / geometry_.l2_entry_bytes();
     if (table_->active_weight != 0 &&
-        geometry_.GuestOffsetOf(table_->l1_index, index).bytes >= geometry_.virtual_size_bytes) {
+        IsBehindDisk(geometry_.GuestOffsetOf(table_->l1_index, index))) {
       Add(FindingCode::kDataPastVirtualEnd, 1, "");
     }
+  } else if (kind == L2EntryKind::kZeroPlain && table_->shape == L2Shape::kNoMappings) {
+    table_->shape = L2Shape::kZeros;
   }
   if (kind == L2EntryKind::kCompressed) {
     WalkCompressed(entry, bitmap_word);

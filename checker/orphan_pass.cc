@@ -20,6 +20,7 @@
 #include "checker/check_state.h"
 #include "checker/cluster_size_guess.h"
 #include "checker/orphan_tables.h"
+#include "checker/torn_tables.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
@@ -31,9 +32,6 @@ namespace {
 // table's data would, otherwise as many as a crash does not leave.
 constexpr uint64_t kFewOrphans = 8;
 constexpr uint64_t kManyOrphans = 100;
-// Orphans behind the last cluster of a table that ends within a sector: more than one request of
-// a guest usually allocates.
-constexpr uint64_t kTornOrphans = 32;
 
 // Findings about pointers that no longer lead to what they once did.
 constexpr FindingCode kLostPointers[] = {
@@ -80,7 +78,7 @@ class OrphanJudge {
     if (!state_.findings.Has(FindingCode::kUnreadable)) {
       FindLostL1();
       FindLostL2Tables();
-      FindTornL2Tables();
+      ReportTornL2Tables(state_);
     }
     ReportOrphanL2Tables();
     PairOrphans();
@@ -94,12 +92,12 @@ class OrphanJudge {
   void FindLostSnapshotTable();
   void FindLostL1();
   void FindLostL2Tables();
-  void FindTornL2Tables();
   void ReportOrphanL2Tables();
   std::optional<uint64_t> OneBitAway(uint64_t target) const;
   std::optional<uint64_t> BehindNeighbour(HostOffset place, uint64_t l2_index);
   void PairOrphans();
   bool LiesInHole(uint64_t cluster_bytes) const;
+  bool MayBeWiped(const L2Table& table) const;
   bool HasTableOfZeros() const;
   std::string WhyHeldBack() const;
   void ReportOrphans();
@@ -247,10 +245,22 @@ bool OrphanJudge::LiesInHole(uint64_t cluster_bytes) const {
   return state_.file.NextData(begin).begin_bytes >= end;
 }
 
+// A guest's discards leave tables of zero entries, which nothing else looks like but a block of
+// refcounts of 64 bits. Behind the end of the disk there is nothing to lose.
+bool OrphanJudge::MayBeWiped(const L2Table& table) const {
+  constexpr int kOrderOf64Bits = 6;
+  if (!table.snapshot &&
+      geometry_.GuestOffsetOf(table.l1_index, 0).bytes >= geometry_.virtual_size_bytes) {
+    return false;
+  }
+  return table.shape == L2Shape::kNoMappings ||
+         (table.shape == L2Shape::kZeros && geometry_.refcount_order == kOrderOf64Bits);
+}
+
 void OrphanJudge::FindLostL2Tables() {
   absl::flat_hash_set<uint64_t> without_mappings;
   for (const L2Table& table : state_.l2_tables) {
-    if (table.shape == L2Shape::kNoMappings) without_mappings.insert(table.offset_bytes);
+    if (MayBeWiped(table)) without_mappings.insert(table.offset_bytes);
   }
   if (without_mappings.empty()) return;
   const absl::flat_hash_set<uint64_t> mapped_as_data =
@@ -261,11 +271,13 @@ void OrphanJudge::FindLostL2Tables() {
                                  state_.findings.Has(FindingCode::kSnapshotSizeMismatch);
   const uint64_t many = std::min(kManyOrphans, geometry_.l2_entries() / 2);
   for (const L2Table& table : state_.l2_tables) {
-    if (table.shape != L2Shape::kNoMappings) continue;
+    if (!without_mappings.contains(table.offset_bytes)) continue;
     const uint64_t cluster = table.offset_bytes >> geometry_.cluster_bits;
     const OrphanRun* behind = RunStartingAt(cluster + 1);
     const bool adjacent = behind != nullptr && behind->clusters >= kFewOrphans;
-    const bool only_one = without_mappings.size() == 1 && state_.orphan_clusters >= many;
+    // What an earlier repair kept is explained.
+    const bool only_one =
+        without_mappings.size() == 1 && state_.orphan_clusters >= many && !state_.kept_by_repair;
     const bool is_data = !snapshots_damaged && mapped_as_data.contains(table.offset_bytes);
     const bool in_hole = state_.orphan_clusters >= kFewOrphans && LiesInHole(table.offset_bytes);
     if (!is_data && !adjacent && !only_one && !in_hole) continue;
@@ -288,47 +300,6 @@ void OrphanJudge::FindLostL2Tables() {
                                          "clusters fit it",
                                          table.offset_bytes,
                                          adjacent ? behind->clusters : state_.orphan_clusters)});
-  }
-}
-
-// A table that is zero behind its last entry, while the clusters that come next in the file, where
-// the following entries would point, are orphans. That alone is also what a crash leaves when it
-// hits a writer that fills the file to its end. So either the zeros must begin at a sector
-// boundary, as when a write of the table was cut off, or clusters in use must follow the orphans:
-// then the writer had gone on, and the table once knew them.
-void OrphanJudge::FindTornL2Tables() {
-  const uint64_t step = geometry_.l2_entry_bytes();
-  for (const L2Table& table : state_.l2_tables) {
-    const uint64_t next_index = uint64_t{table.last_used} + 1;
-    if (table.shape != L2Shape::kMappings || next_index >= geometry_.l2_entries()) continue;
-    std::vector<uint8_t> last(8);
-    const uint64_t place = table.offset_bytes + table.last_used * step;
-    state_.Read(HostOffset{place}, absl::MakeSpan(last), Structure::kL2Table);
-    const uint64_t entry = Load64(last.data());
-    if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) continue;
-    const OrphanRun* run = RunStartingAt((EntryOffset(entry) >> geometry_.cluster_bits) + 1);
-    if (run == nullptr) continue;
-    const bool at_sector = next_index * step % kSectorBytes == 0;
-    const bool at_tail = run->first_cluster + run->clusters >= state_.file_clusters;
-    if (run->clusters < (at_sector ? kFewOrphans : kTornOrphans) || (!at_sector && at_tail)) {
-      continue;
-    }
-    state_.findings.Add(
-        {.code = FindingCode::kL2TableTorn,
-         .structure = Structure::kL2Table,
-         .host_offset = HostOffset{place + step},
-         .length_bytes = geometry_.cluster_size() - next_index * step,
-         .clusters = 1,
-         .guest_offset = geometry_.GuestOffsetOf(table.l1_index, next_index),
-         .guest_length_bytes = (geometry_.l2_entries() - next_index) << geometry_.cluster_bits,
-         .l1_index = table.l1_index,
-         .l2_index = next_index,
-         .snapshot = table.snapshot,
-         .confidence = Confidence::kProbable,
-         .detail = absl::StrFormat("from entry %d on it is zero, and the %d clusters from 0x%x on "
-                                   "are unreferenced",
-                                   next_index, run->clusters,
-                                   run->first_cluster << geometry_.cluster_bits)});
   }
 }
 

@@ -14,8 +14,8 @@ namespace {
 
 constexpr uint64_t kSearchBytes = 64u << 20;
 
-bool IsIn(const ClusterSet& orphans, const CheckState& state, uint64_t cluster) {
-  return cluster < state.file_clusters && orphans.Contains(cluster);
+bool IsIn(const ClusterSet& clusters, const CheckState& state, uint64_t cluster) {
+  return cluster < state.file_clusters && clusters.Contains(cluster);
 }
 
 // A refcount table looks like an L2 table without COPIED flags, but leads to refcounts.
@@ -35,23 +35,36 @@ bool IsRefcountTable(const CheckState& state, absl::Span<const uint8_t> cluster)
   return IsOldRefcountTable(state, cluster);
 }
 
-// The clusters that `cluster` maps if it is an L2 table of orphans; otherwise 0.
+// The clusters that `cluster` maps if it is an L2 table that nothing refers to any more; otherwise
+// 0. Most of what it maps is then counted more often than it is referenced: orphans, and what a
+// snapshot shares. `tables` are the L2 tables in use: what leads to those is a copy of an L1 table.
 uint64_t ClustersMapped(const CheckState& state, const ClusterSet& orphans,
+                        const absl::flat_hash_set<uint64_t>& tables,
                         absl::Span<const uint8_t> cluster, uint64_t offset) {
   const Geometry& geometry = state.geo();
   const TableScan scan = ScanTable(cluster, geometry, state.file.size_bytes());
   if (scan.allocated == 0 || scan.malformed != 0 || scan.outside != 0 || scan.repeated >= 2) {
     return 0;
   }
-  uint64_t to_orphans = 0;
+  uint64_t fitting = 0;
   for (uint64_t at = 0; at < cluster.size(); at += geometry.l2_entry_bytes()) {
     const uint64_t entry = Load64(&cluster[at]);
     const L2EntryKind kind = KindOfL2Entry(entry, geometry);
-    if (kind != L2EntryKind::kNormal && kind != L2EntryKind::kZeroAllocated) continue;
-    if (EntryOffset(entry) == offset) return 0;  // no table maps itself
-    to_orphans += IsIn(orphans, state, EntryOffset(entry) >> geometry.cluster_bits) ? 1 : 0;
+    if (kind == L2EntryKind::kUnallocated || kind == L2EntryKind::kZeroPlain) continue;
+    const bool compressed = kind == L2EntryKind::kCompressed;
+    const uint64_t target = compressed ? DecodeCompressed(entry, geometry.cluster_bits).offset_bytes
+                                       : EntryOffset(entry);
+    if (!compressed && tables.contains(target)) continue;
+    if (geometry.data_file) {
+      // Refcounts say nothing of a data file. Without snapshots all its clusters are COPIED.
+      fitting += IsCopied(entry) ? 1 : 0;
+      continue;
+    }
+    if (!compressed && target == offset) return 0;  // no table maps itself
+    const uint64_t index = target >> geometry.cluster_bits;
+    fitting += IsIn(orphans, state, index) || IsIn(*state.too_high, state, index) ? 1 : 0;
   }
-  return to_orphans * 2 > scan.allocated && !IsRefcountTable(state, cluster) ? scan.allocated : 0;
+  return fitting * 2 > scan.allocated && !IsRefcountTable(state, cluster) ? scan.allocated : 0;
 }
 
 }  // namespace
@@ -59,7 +72,10 @@ uint64_t ClustersMapped(const CheckState& state, const ClusterSet& orphans,
 std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& orphans) {
   std::vector<OrphanTable> tables;
   const Geometry& geometry = state.geo();
-  if (geometry.data_file) return tables;
+  absl::flat_hash_set<uint64_t> in_use;
+  for (const L2Table& table : state.l2_tables) {
+    if (table.shape != L2Shape::kLost) in_use.insert(table.offset_bytes);
+  }
   const uint64_t size = std::min(geometry.cluster_size(), kMaxPieceBytes);
   std::vector<uint8_t> cluster(size);
   uint64_t left = kSearchBytes;
@@ -74,7 +90,7 @@ std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& o
           !state.Read(HostOffset{offset}, absl::MakeSpan(cluster), Structure::kDataCluster)) {
         continue;
       }
-      const uint64_t mapped = ClustersMapped(state, orphans, cluster, offset);
+      const uint64_t mapped = ClustersMapped(state, orphans, in_use, cluster, offset);
       if (mapped != 0) tables.push_back({offset, mapped});
     }
   }

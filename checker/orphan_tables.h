@@ -16,8 +16,9 @@ struct OrphanTable {
   uint64_t mapped_clusters = 0;
 };
 
-// Orphans that are L2 tables, most of whose entries lead to orphans; by offset. Refcount tables,
-// which look alike, are none. Reads at most 64 MiB of the orphans.
+// Orphans that are L2 tables, most of whose entries lead to orphans or to what is counted more
+// often than it is referenced; by offset. Refcount tables and copies of L1 tables, which look
+// alike, are none. Reads at most 64 MiB of the orphans.
 std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& orphans);
 
 // An orphan that leads to orphan L2 tables is an L1 table: what is left of a snapshot whose

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "common/byte_order.h"
@@ -58,6 +59,16 @@ void CheckEntry(CheckState& state, uint64_t index, uint64_t entry) {
   }
   state.Count(offset, cluster_size, 1);
   state.refcount_blocks.push_back({index, offset});
+}
+
+// An L1 entry and the refcount table lead to the same place.
+void MarkL2TablesAmongBlocks(CheckState& state) {
+  if (state.collisions->empty()) return;
+  absl::flat_hash_set<uint64_t> blocks;
+  for (const RefcountBlock& block : state.refcount_blocks) blocks.insert(block.offset_bytes);
+  for (L2Table& table : state.l2_tables) {
+    table.is_refcount_block = blocks.contains(table.offset_bytes);
+  }
 }
 
 }  // namespace
@@ -121,6 +132,7 @@ void CheckRefcountTable(CheckState& state) {
     }
     at += piece.size();
   }
+  MarkL2TablesAmongBlocks(state);
 }
 
 }  // namespace qcow2check

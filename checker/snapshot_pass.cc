@@ -153,6 +153,11 @@ void CheckSnapshotTable(CheckState& state) {
       break;
     }
     CheckEntry(state, entry, i);
+    if (entry.vm_state_bytes() != 0) {
+      const uint64_t vm_state_begin = RoundUp(header.size, state.geo().l2_guest_bytes());
+      state.vm_state_end_bytes =
+          std::max(state.vm_state_end_bytes, SaturatingAdd(vm_state_begin, entry.vm_state_bytes()));
+    }
     at = text_end;
     state.snapshots.push_back(std::move(entry));
   }

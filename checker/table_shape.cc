@@ -74,10 +74,10 @@ TableScan ScanTable(absl::Span<const uint8_t> table, const Geometry& geometry,
   return scan;
 }
 
-bool IsNoTable(const TableScan& scan) {
+bool IsNoTable(const TableScan& scan, bool is_refcount_block) {
   const uint64_t impossible = scan.malformed + scan.absurd;
-  return (impossible >= kEnoughEntries && impossible * 2 > scan.used) ||
-         scan.repeated >= kEnoughEntries;
+  const uint64_t enough = is_refcount_block ? 1 : kEnoughEntries;
+  return (impossible >= enough && impossible * 2 > scan.used) || scan.repeated >= kEnoughEntries;
 }
 
 // Refcounts are small numbers; nearly all of the numbers of this width that are not 0 are <= 16.

@@ -26,7 +26,8 @@ TableScan ScanTable(absl::Span<const uint8_t> table, const Geometry& geometry, u
 
 // Something else than an L2 table: at least 8 entries, and more than half of those in use, could
 // not be entries (malformed or absurd), or point to one and the same place.
-bool IsNoTable(const TableScan& scan);
+// Where the refcount table leads as well, most of the entries in use decide, however few they are.
+bool IsNoTable(const TableScan& scan, bool is_refcount_block = false);
 
 // Whether the cluster holds refcounts of this width: small numbers, hardly any others.
 bool LooksLikeRefcounts(absl::Span<const uint8_t> cluster, int refcount_order);

@@ -76,21 +76,34 @@ void OrphanEvidence::SetTablesAside() {
     orphans_.Erase(table >> geometry.cluster_bits);
     std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
     if (!plan_.image().ReadAt(HostOffset{table}, absl::MakeSpan(bytes)).ok()) continue;
-    uint64_t agree = 0, disagree = 0, copied = 0;
+    uint64_t agree = 0, disagree = 0, typical = 0;
     for (uint64_t at = 0; at < bytes.size(); at += geometry.l2_entry_bytes()) {
       const uint64_t entry = Load64(&bytes[at]);
+      typical += IsCopied(entry) || IsCompressed(entry) ? 1 : 0;
+      if (IsCompressed(entry)) {
+        EraseOrphans(DecodeCompressed(entry, geometry.cluster_bits));
+        continue;
+      }
       const uint64_t cluster = EntryOffset(entry) >> geometry.cluster_bits;
-      if (IsCompressed(entry) || cluster == 0 || cluster >= state_.file_clusters) continue;
+      // Nothing counts the clusters of a data file.
+      if (geometry.data_file || cluster == 0 || cluster >= state_.file_clusters) continue;
       orphans_.Erase(cluster);
       ++(IsCopied(entry) == (stored_.Get(cluster) == 1) ? agree : disagree);
-      copied += IsCopied(entry) ? 1 : 0;
     }
-    if (agree < disagree || (copied == 0 && state_.snapshots.empty())) continue;
+    if (agree < disagree || (typical == 0 && state_.snapshots.empty())) continue;
     tables.push_back(table);
     flags_agree_ &= disagree == 0;
   }
   tables_ = std::move(tables);
   orphans_.ForEach([this](uint64_t) { tables_explain_all_ = false; });
+}
+
+void OrphanEvidence::EraseOrphans(const CompressedRange& range) {
+  const int cluster_bits = state_.geo().cluster_bits;
+  const uint64_t end = std::min((range.end_bytes() - 1) >> cluster_bits, state_.file_clusters - 1);
+  for (uint64_t cluster = range.offset_bytes >> cluster_bits; cluster <= end; ++cluster) {
+    orphans_.Erase(cluster);
+  }
 }
 
 bool OrphanEvidence::IsOrphan(uint64_t offset_bytes) const {
@@ -270,12 +283,14 @@ std::optional<Explanation> OrphanEvidence::ForL1Entry(uint64_t entry) const {
     several = one_bit.has_value();
     one_bit = table;
   }
-  if (one_bit && !several) {
+  // A flag alone hardly says that there ever was a table.
+  const bool has_offset = EntryOffset(entry) != 0;
+  if (one_bit && !several && (has_offset || tables_.size() == 1)) {
     return Explain(*one_bit, absl::StrFormat("one flipped bit away from the unreferenced L2 "
                                              "table at 0x%x",
                                              *one_bit));
   }
-  if (tables_.size() == 1 && flags_agree_ && tables_explain_all_ && reserved == 0 &&
+  if (has_offset && tables_.size() == 1 && flags_agree_ && tables_explain_all_ && reserved == 0 &&
       !plan_.gives_up_evidence() && damaged_l1_entries_ == 1 && snapshots_are_known()) {
     return Explain(tables_.front(), absl::StrFormat("the L2 table at 0x%x is the only one that "
                                                     "nothing references, and this the only "

@@ -15,6 +15,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "checker/check_state.h"
 #include "common/cluster_set.h"
+#include "common/table_entry.h"
 #include "repair/plan_builder.h"
 #include "repair/stored_refcounts.h"
 
@@ -55,6 +56,7 @@ class OrphanEvidence {
 
  private:
   void SetTablesAside();
+  void EraseOrphans(const CompressedRange& range);
   // What the next entry in use before or behind says: the place that follows its cluster, or
   // comes before it.
   std::optional<uint64_t> Neighbour(const EntryAt& at, int direction) const;

@@ -40,12 +40,14 @@ uint64_t FirstCluster(const CheckState& state, const Finding& finding) {
 }
 
 // A block that is all zeros has lost what it said of clusters that nothing references, too. Those
-// that hold something get a refcount: the next check sees orphans, and says which may go.
-void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, StoredRefcounts& stored) {
+// that hold something get a refcount: the next check sees orphans, and says which may go. With lazy
+// refcounts no block knows what was written last: all of them are meant where mappings were lost.
+void KeepUncountedOrphans(const CheckState& state, PlanBuilder& plan, bool in_all_blocks,
+                          StoredRefcounts& stored) {
   const uint64_t size = state.geo().cluster_size();
   const uint64_t entries = state.geo().refcount_block_entries();
   for (const auto& [index, offset] : stored.blocks()) {
-    if (!ReadsAsZeros(plan.image(), offset, size)) continue;
+    if (!in_all_blocks && !ReadsAsZeros(plan.image(), offset, size)) continue;
     const uint64_t end = std::min((index + 1) * entries, state.file_clusters);
     std::vector<uint64_t> in_use;
     for (uint64_t next = index * entries; next < end;) {
@@ -53,17 +55,21 @@ void KeepOrphansOfBlankBlocks(const CheckState& state, PlanBuilder& plan, Stored
       if (data.empty()) break;
       const uint64_t behind = DivideRoundingUp(data.end_bytes, size);
       for (next = data.begin_bytes / size; next < std::min(behind, end); ++next) {
-        if (state.expected->Get(next) == 0 && !ReadsAsZeros(plan.image(), next * size, size)) {
+        if (state.expected->Get(next) == 0 && stored.Get(next) == 0 &&
+            !ReadsAsZeros(plan.image(), next * size, size)) {
           in_use.push_back(next);
         }
       }
     }
     for (const uint64_t cluster : in_use) {
-      stored.Set(cluster, 1, 1,
-                 {FindingCode::kRefcountZeroInUse, state.geo().OffsetOf({cluster}),
-                  RepairAction::kRaiseRefcount, RepairSafety::kLossless,
-                  "its refcount was lost with all others of the block, and it holds something"},
-                 /*before_all=*/true);
+      stored.Set(
+          cluster, 1, 1,
+          {FindingCode::kRefcountZeroInUse, state.geo().OffsetOf({cluster}),
+           RepairAction::kRaiseRefcount, RepairSafety::kLossless,
+           in_all_blocks ? "refcounts were not written any more, and it holds something"
+                         : "its refcount was lost with all others of the block, and it holds "
+                           "something"},
+          /*before_all=*/true);
     }
   }
 }
@@ -114,8 +120,8 @@ void PlanRaisedRefcounts(CheckState& state, PlanBuilder& plan) {
   if (!state.refcounts_readable) return;
   StoredRefcounts stored(state, plan);
   const bool lazy = state.header.Has(kDirty) && state.header.Has(kLazyRefcounts);
-  if (!lazy && state.findings.Has(FindingCode::kRefcountZeroInUse)) {
-    KeepOrphansOfBlankBlocks(state, plan, stored);
+  if (lazy ? plan.removes_evidence() : state.findings.Has(FindingCode::kRefcountZeroInUse)) {
+    KeepUncountedOrphans(state, plan, /*in_all_blocks=*/lazy, stored);
   }
   const ExtentSet shared_l1_tables = SharedL1Tables(state);
   for (const Finding& finding : state.findings.findings()) {

@@ -184,11 +184,14 @@ bool SnapshotPlanner::RestoreTable() {
                           : entries_.back().offset_bytes + entries_.back().length_bytes,
                       guesses);
   }
-  guesses.push_back(FieldGuess(kCountField, 4, entries_.size(), 3,
-                               absl::StrFormat("behind entry %d there is none, and with %d "
-                                               "snapshots every refcount is right",
-                                               entries_.size(), entries_.size())));
-  guesses.back().needed = Proof::kAllAgrees;
+  // Refcounts that were lowered because snapshots cannot be read prove nothing about them.
+  if (!plan_.options().free_orphans) {
+    guesses.push_back(FieldGuess(kCountField, 4, entries_.size(), 3,
+                                 absl::StrFormat("behind entry %d there is none, and with %d "
+                                                 "snapshots every refcount is right",
+                                                 entries_.size(), entries_.size())));
+    guesses.back().needed = Proof::kAllAgrees;
+  }
   return WriteRight(*finding, guesses);
 }
 

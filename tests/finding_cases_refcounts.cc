@@ -66,7 +66,7 @@ BuiltImage WithTwoBlocks() {
 
 BuiltImage WithWrongRefcounts(uint64_t count) {
   BuiltImage image = WithTwoBlocks();
-  for (uint64_t i = 0; i < count; ++i) SetRefcount(image, 100 + i, 2);
+  for (uint64_t i = 0; i < count; ++i) SetRefcount(image, 100 + i, 3);
   return image;
 }
 

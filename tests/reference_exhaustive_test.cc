@@ -264,7 +264,8 @@ TEST(ReferenceExhaustive, MisalignedPointers) {
 // A snapshot whose L1 table can be anywhere, also the active one with another length. Its table is
 // in cluster 3, which may be taken for an L2 table, too.
 TEST(ReferenceExhaustive, SnapshotTables) {
-  for (const uint64_t l1_size : {1, 64, 65, 300}) {
+  // A longer table would reach into the refcount table, and take its block for an L2 table.
+  for (const uint64_t l1_size : {1, 64}) {
     Family family = FiveClusters(9, l1_size);
     family.header.nb_snapshots = 1;
     family.header.snapshots_offset = 3 * kSize;

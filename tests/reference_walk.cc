@@ -112,6 +112,11 @@ void ReferenceWalk::WalkSnapshotTable() {
     any_zeros |= entry.l1_table_offset == 0 && entry.l1_size == 0 && entry.id_bytes == 0;
     // Old entries do not say how large the disk was. VM state starts with an L1 entry of its own.
     const Wide mapped_by_entry = Wide{l2_entries_} * cluster_size_;
+    if (entry.vm_state_bytes() != 0) {
+      vm_state_begin_ =
+          (Wide{header_.size} + mapped_by_entry - 1) / mapped_by_entry * mapped_by_entry;
+      vm_state_end_ = std::max(vm_state_end_, vm_state_begin_ + entry.vm_state_bytes());
+    }
     Wide needed = entry.disk_size.value_or(0);
     if (entry.vm_state_bytes() != 0) {
       needed = (needed + mapped_by_entry - 1) / mapped_by_entry * mapped_by_entry;
@@ -368,9 +373,14 @@ void ReferenceWalk::VisitEntry(uint64_t table, uint64_t index, bool active) {
   }
 }
 
+// Where a disk that was reverted to a snapshot may map its VM state is not behind it.
+bool ReferenceWalk::IsBehindDisk(uint64_t guest) const {
+  return guest >= header_.size && (guest < vm_state_begin_ || guest >= vm_state_end_);
+}
+
 void ReferenceWalk::VisitCompressed(uint64_t place, uint64_t guest, uint64_t word, uint64_t bitmap,
                                     bool active) {
-  if (active && guest >= header_.size) AddOnceAt(FindingCode::kDataPastVirtualEnd, place);
+  if (active && IsBehindDisk(guest)) AddOnceAt(FindingCode::kDataPastVirtualEnd, place);
   if (Bit(word, 63)) AddAt(FindingCode::kCompressedCopied, place);
   if (data_file_) {
     AddAt(FindingCode::kCompressedInDataFile, place);
@@ -415,7 +425,7 @@ void ReferenceWalk::VisitStandard(uint64_t place, uint64_t guest, uint64_t word,
   if (mapped && (allocated & zeros) != 0) AddAt(FindingCode::kSubclusterConflict, place);
   if (!mapped && allocated != 0) AddAt(FindingCode::kSubclusterWithoutCluster, place);
   if (!mapped) return;
-  if (active && guest >= header_.size) AddOnceAt(FindingCode::kDataPastVirtualEnd, place);
+  if (active && IsBehindDisk(guest)) AddOnceAt(FindingCode::kDataPastVirtualEnd, place);
   VisitMapped(place, guest, word, extended_l2_ ? allocated != 0 : !zero_flag, active);
 }
 

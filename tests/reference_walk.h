@@ -132,6 +132,7 @@ class ReferenceWalk {
   bool CanOnlyBeL2Table(uint64_t offset) const;
   void WalkL2(uint64_t table, bool active);
   void VisitEntry(uint64_t table, uint64_t index, bool active);
+  bool IsBehindDisk(uint64_t guest) const;
   void VisitCompressed(uint64_t place, uint64_t guest, uint64_t word, uint64_t bitmap, bool active);
   void VisitStandard(uint64_t place, uint64_t guest, uint64_t word, uint64_t bitmap, bool active);
   void VisitMapped(uint64_t place, uint64_t guest, uint64_t word, bool holds_data, bool active);
@@ -167,9 +168,10 @@ class ReferenceWalk {
   uint64_t block_entries_ = 0;
 
   std::vector<L1User> l1_users_;
-  std::map<uint64_t, uint64_t> first_slot_;  // L2 table -> the L1 slot that leads there first
-  std::vector<uint64_t> shared_l2_;          // an L2 table for each other slot that leads there
-  std::map<uint64_t, uint64_t> blocks_;      // refcount table index -> refcount block
+  Wide vm_state_begin_ = 0, vm_state_end_ = 0;  // guest offsets; equal if there is none
+  std::map<uint64_t, uint64_t> first_slot_;     // L2 table -> the L1 slot that leads there first
+  std::vector<uint64_t> shared_l2_;             // an L2 table for each other slot that leads there
+  std::map<uint64_t, uint64_t> blocks_;         // refcount table index -> refcount block
   std::vector<uint64_t> expected_;
   std::map<uint64_t, std::set<Use>> uses_;  // by cluster
   std::set<uint64_t> pointed_behind_end_;   // clusters

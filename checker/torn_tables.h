@@ -1,0 +1,17 @@
+// L2 tables of which a part is zero that once held mappings.
+#ifndef QCOW2CHECK_CHECKER_TORN_TABLES_H_
+#define QCOW2CHECK_CHECKER_TORN_TABLES_H_
+
+#include "checker/check_state.h"
+
+namespace qcow2check {
+
+// Reports tables that are zero behind their last entry, or in whole sectors before an entry, while
+// the clusters that would come next, or before, are orphans: as after a write that was cut off, or
+// sectors that were lost. Needs the orphans. Reads the L2 tables once more, if there are enough of
+// those side by side.
+void ReportTornL2Tables(CheckState& state);
+
+}  // namespace qcow2check
+
+#endif  // QCOW2CHECK_CHECKER_TORN_TABLES_H_

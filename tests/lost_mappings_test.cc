@@ -1,0 +1,281 @@
+// Mappings that were lost without a trace of their own: what they led to looks like waste, and must
+// not be taken for it. And what only looks like a loss.
+#include <cstdint>
+#include <vector>
+
+#include "checker/check.h"
+#include "common/memory_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "repair/repair.h"
+#include "tests/damage.h"
+#include "tests/image_builder.h"
+#include "tests/repair_scenario.h"
+
+namespace qcow2check::testing {
+namespace {
+
+using ::testing::IsEmpty;
+
+Report Check(const std::vector<uint8_t>& bytes) { return CheckImage(MemoryFile(bytes), {}); }
+
+RepairResult Repair(MemoryFile& file, const RepairOptions& options = {.mode = RepairMode::kAll}) {
+  RepairResult result = RepairImage(file, {}, options, /*open_undo=*/nullptr);
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  return result;
+}
+
+// The disk's second L2 table is the one that is lost.
+constexpr uint64_t kSecondTable = 512;
+
+void ExpectHeldBack(const std::vector<uint8_t>& bytes, FindingCode code) {
+  const Report report = Check(bytes);
+  EXPECT_TRUE(HasFinding(report, code));
+  EXPECT_NE(report.held_back.clusters, 0u);
+  MemoryFile file(bytes);
+  Repair(file, {.mode = RepairMode::kLeaks, .discard = true});
+  EXPECT_EQ(file.bytes(), bytes);
+}
+
+TEST(LostMappings, OfCompressedClusters) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 8}, WriteCompressed{.first = kSecondTable, .count = 40}}});
+  SetL1Entry(image, 1, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
+}
+
+// Most of what the table maps is still in use, by the snapshot: counted twice, referenced once.
+TEST(LostMappings, OfWhatASnapshotShares) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .virtual_size = uint64_t{4} << 20,
+       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40},
+                 TakeSnapshot{}, WriteClusters{.first = kSecondTable, .count = 4}}});
+  const std::vector<uint8_t> sound = image.bytes;
+  SetL1Entry(image, 1, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
+  MemoryFile file(image.bytes);
+  Repair(file);
+  EXPECT_EQ(file.bytes(), sound);
+}
+
+TEST(LostMappings, OfADataFile) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12, .data_file = DataFileOptions{}, .steps = {WriteClusters{.count = 40}}});
+  SetL1Entry(image, 0, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
+}
+
+// One bit of the pointer is wrong, and only one table fits: it is found whatever it maps.
+TEST(LostMappings, AreFoundAgainOneBitAway) {
+  const ImageOptions data_file = {
+      .cluster_bits = 12, .data_file = DataFileOptions{}, .steps = {WriteClusters{.count = 40}}};
+  const ImageOptions compressed = {.cluster_bits = 12, .steps = {WriteCompressed{.count = 40}}};
+  for (const ImageOptions& options : {data_file, compressed}) {
+    BuiltImage image = BuildImage(options);
+    const std::vector<uint8_t> sound = image.bytes;
+    FlipBit64(image.bytes, image.l1.EntryOffset(0), 40);
+    MemoryFile file(image.bytes);
+    Repair(file);
+    EXPECT_EQ(file.bytes(), sound);
+  }
+}
+
+TEST(LostMappings, InSectorsThatAreZero) {
+  const BuiltImage image =
+      BuildImage({.virtual_size = uint64_t{1} << 30, .steps = {WriteClusters{.count = 640}}});
+  struct Sectors {
+    uint64_t first, count;
+  };
+  for (const Sectors& lost : {Sectors{0, 1}, Sectors{0, 8}, Sectors{3, 1}, Sectors{4, 4}}) {
+    BuiltImage damaged = image;
+    Fill(damaged.bytes, image.L2At(0).host_offset + lost.first * 512, lost.count * 512, 0);
+    ExpectHeldBack(damaged.bytes, FindingCode::kL2TableTorn);
+    const Report report = Check(damaged.bytes);
+    ASSERT_EQ(report.lost_guest_ranges.size(), 1u);
+    EXPECT_EQ(report.lost_guest_ranges[0].offset_bytes, lost.first * 64 << 16);
+    EXPECT_EQ(report.lost_guest_ranges[0].length_bytes, lost.count * 64 << 16);
+  }
+}
+
+// What a guest never wrote is no loss, wherever a crash has left something.
+TEST(LostMappings, AreNotWhatWasNeverThere) {
+  BuiltImage image = BuildImage({.virtual_size = uint64_t{1} << 30,
+                                 .steps = {WriteClusters{.first = 64, .count = 64},
+                                           WriteClusters{.first = 1024, .count = 64}}});
+  for (uint64_t i = 0; i < 20; ++i) {
+    const uint64_t cluster = image.ClusterOf(image.At((1024 + i) << 16).host_offset);
+    SetL2Entry(image, (1024 + i) << 16, 0);
+    EXPECT_EQ(GetRefcount(image, cluster), 1u);
+  }
+  const Report report = Check(image.bytes);
+  EXPECT_EQ(report.verdict, Verdict::kLeaks);
+  EXPECT_EQ(report.totals.leaks, 20u);
+}
+
+// --- Tables that map nothing ---
+
+BuiltImage WithLeaks(ImageOptions options) {
+  BuiltImage image = BuildImage(options);
+  for (uint64_t i = 0; i < 256; i += 2) SetL2Entry(image, i * image.geometry.cluster_size(), 0);
+  return image;
+}
+
+// A guest's TRIM leaves tables of zero entries. A program that was killed leaves leaks.
+TEST(LostMappings, AreNotWhatAGuestDiscarded) {
+  const BuiltImage image = WithLeaks(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 300}, WriteClusters{.first = kSecondTable, .count = 256},
+                 WriteZeros{.first = kSecondTable, .count = 256}}});
+  const Report report = Check(image.bytes);
+  EXPECT_EQ(report.verdict, Verdict::kLeaks);
+  EXPECT_EQ(report.data, DataState::kNone);
+  MemoryFile file(image.bytes);
+  EXPECT_EQ(Repair(file, {.mode = RepairMode::kLeaks}).after.totals.leaks, 0u);
+}
+
+// ... but a block of refcounts of 64 bits looks just like it.
+TEST(LostMappings, AreZerosThatMayBeRefcounts) {
+  const BuiltImage image = WithLeaks(
+      {.cluster_bits = 12,
+       .refcount_order = 6,
+       .steps = {WriteClusters{.count = 300}, WriteClusters{.first = kSecondTable, .count = 256},
+                 WriteZeros{.first = kSecondTable, .count = 256}}});
+  EXPECT_TRUE(HasFinding(Check(image.bytes), FindingCode::kL2TableLost));
+}
+
+// Behind the end of the disk there is nothing to lose.
+TEST(LostMappings, AreNotBehindTheDisk) {
+  BuiltImage image = WithLeaks({.cluster_bits = 12,
+                                .virtual_size = uint64_t{8} << 20,
+                                .steps = {WriteClusters{.count = 300},
+                                          WriteClusters{.first = 3 * kSecondTable, .count = 1}}});
+  PokeField(image, "size", uint64_t{6} << 20);
+  ZeroCluster(image, image.L2At(3).host_offset);
+  EXPECT_FALSE(HasFinding(Check(image.bytes), FindingCode::kL2TableLost));
+}
+
+// The orphans that an earlier repair has kept are no sign of another loss.
+TEST(LostMappings, AreNotToldTwice) {
+  BuiltImage image = BuildImage(
+      {.version = 2,
+       .cluster_bits = 12,
+       .steps = {WriteClusters{.count = 300}, WriteClusters{.first = kSecondTable, .count = 1}}});
+  L2HasText(image);
+  MemoryFile file(image.bytes);
+  EXPECT_EQ(Repair(file).after.verdict, Verdict::kLeaks);
+  // The guest discards its only cluster in the second table.
+  BuiltImage used = image;
+  used.bytes = file.bytes();
+  const uint64_t cluster = image.ClusterOf(image.At(kSecondTable << 12).host_offset);
+  SetL2Entry(used, kSecondTable << 12, 0);
+  SetRefcount(used, cluster, 0);
+  const Report report = Check(used.bytes);
+  EXPECT_EQ(report.verdict, Verdict::kLeaks);
+  EXPECT_FALSE(HasFinding(report, FindingCode::kL2TableLost));
+}
+
+// --- Pointers ---
+
+// L1[1] was lost, and the snapshot's, the disk's or another slot has a flag that leads nowhere.
+TEST(LostMappings, AFlagAloneIsNoPointer) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .virtual_size = uint64_t{8} << 20,
+       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40}}});
+  const uint64_t table = GetL1Entry(image, 1);
+  SetL1Entry(image, 1, 0);
+  SetL1Entry(image, 3, uint64_t{1} << 63);
+  MemoryFile file(image.bytes);
+  Repair(file);
+  EXPECT_NE(Peek64(file.bytes(), image.l1.EntryOffset(3)), table);
+}
+
+TEST(LostMappings, OfTheWholeDiskWhereTheL1OffsetIsMisaligned) {
+  BuiltImage image = BuildImage({.steps = {WriteClusters{.count = 8}}});
+  PokeField(image, "l1_table_offset", image.l1.offset + 512);
+  const Report report = Check(image.bytes);
+  EXPECT_EQ(report.data, DataState::kLost);
+  EXPECT_EQ(report.lost_guest_bytes, image.geometry.virtual_size_bytes);
+}
+
+// The entry leads to the live refcount block, which has few counts: no table of mappings, whose
+// entries behind the end of the file were to be given up one by one.
+TEST(LostMappings, ARefcountBlockIsNoL2Table) {
+  BuiltImage image = BuildImage({.steps = {WriteClusters{.count = 8}}});
+  const uint64_t sound = GetL1Entry(image, 0);
+  SetL1Entry(image, 0, (sound & (uint64_t{1} << 63)) | image.refcount_blocks[0]);
+  const Report report = Check(image.bytes);
+  EXPECT_TRUE(HasFinding(report, FindingCode::kL2TableLost));
+  ASSERT_EQ(report.lost_guest_ranges.size(), 1u);
+  EXPECT_EQ(report.lost_guest_bytes, image.geometry.virtual_size_bytes);
+}
+
+// --- Counts ---
+
+// Killed while it made a snapshot: everything is counted once more. No block was written over.
+TEST(LostMappings, ASnapshotThatWasNotMadeIsNoGarbage) {
+  BuiltImage image = BuildImage({.cluster_bits = 12, .steps = {WriteClusters{.count = 900}}});
+  const std::vector<uint8_t> sound = image.bytes;
+  for (const BuiltCluster& cluster : image.l1.clusters) {
+    SetRefcount(image, image.ClusterOf(cluster.host_offset), 2);
+    SetL2Entry(image, cluster.guest_offset, cluster.host_offset);  // no longer COPIED
+  }
+  const Report report = Check(image.bytes);
+  EXPECT_EQ(report.verdict, Verdict::kLeaks);
+  EXPECT_EQ(report.data, DataState::kNone);
+  MemoryFile file(image.bytes);
+  Repair(file, {.mode = RepairMode::kLeaks});
+  EXPECT_EQ(file.bytes(), sound);
+}
+
+// Killed with lazy refcounts, and an L2 table was lost: what was written last has no refcount, and
+// would be written over.
+TEST(LostMappings, OfWhatLazyRefcountsDoNotCount) {
+  BuiltImage image =
+      BuildImage({.lazy_refcounts = true, .dirty = true, .steps = {WriteClusters{.count = 40}}});
+  for (uint64_t i = 20; i < 40; ++i) {
+    SetRefcount(image, image.ClusterOf(image.At(i << 16).host_offset), 0);
+  }
+  L2HasText(image);
+  MemoryFile file(image.bytes);
+  const RepairResult result = Repair(file);
+  EXPECT_GE(result.after.held_back.clusters, 40u);
+  EXPECT_THAT(Repair(file).plan.steps, IsEmpty());
+}
+
+// Without the snapshots, which cannot be read, every refcount is right once it was lowered.
+TEST(LostMappings, OfSnapshotsAreNotProvenByFreeingThem) {
+  BuiltImage image = BuildImage({.steps = {WriteClusters{.count = 8}, TakeSnapshot{},
+                                           WriteClusters{.first = 2, .count = 4}, TakeSnapshot{}}});
+  FillWithText(image.bytes, image.snapshot_table.offset, image.snapshot_table.length);
+  MemoryFile file(image.bytes);
+  const RepairResult result = Repair(file, {.mode = RepairMode::kAll, .free_orphans = true});
+  EXPECT_TRUE(HasFinding(result.after, FindingCode::kSnapshotTableInvalid));
+}
+
+// Reverting to a snapshot brings its VM state back, behind the end of the disk.
+TEST(LostMappings, VmStateIsNoDataBehindTheDisk) {
+  BuiltImage image =
+      BuildImage({.cluster_bits = 12,
+                  .virtual_size = uint64_t{2} << 20,
+                  .extra_l1_entries = 1,
+                  .steps = {WriteClusters{.count = 8}, TakeSnapshot{.vm_state_bytes = 3 * 4096}}});
+  const BuiltL1Table& snapshot = image.snapshots[0].l1;
+  const uint64_t table = EntryOffset(Peek64(image.bytes, snapshot.EntryOffset(1)));
+  SetRefcount(image, image.ClusterOf(image.L2At(1).host_offset), 0);
+  SetL1Entry(image, 1, table);
+  SetRefcount(image, image.ClusterOf(table), 2);
+  for (const BuiltCluster& cluster : snapshot.clusters) {
+    if (cluster.guest_offset < image.geometry.virtual_size_bytes) continue;
+    SetRefcount(image, image.ClusterOf(cluster.host_offset), 2);
+    Poke64(image.bytes, cluster.entry_offset, cluster.host_offset);
+  }
+  const Report report = Check(image.bytes);
+  EXPECT_EQ(report.verdict, Verdict::kClean);
+  EXPECT_FALSE(HasFinding(report, FindingCode::kDataPastVirtualEnd));
+}
+
+}  // namespace
+}  // namespace qcow2check::testing
