@@ -1,5 +1,6 @@
 #include "repair/plan.h"
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <utility>
@@ -24,19 +25,30 @@ constexpr int kMostRoundsWithoutProgress = 64;
 
 using Planner = void (*)(CheckState&, PlanBuilder&);
 
+// A refcount block that a damaged L1 entry leads to is as it should be, and says more than the
+// mappings that are left: the entry comes first.
+void PlanRefcountStructuresOutOfDispute(CheckState& state, PlanBuilder& plan) {
+  const bool disputed =
+      std::any_of(state.l2_tables.begin(), state.l2_tables.end(), [](const L2Table& table) {
+        return table.is_refcount_block && table.shape == L2Shape::kLost;
+      });
+  if (!disputed) PlanRefcountStructures(state, plan);
+}
+
 // In the order in which repairs are safe. After the first that plans something, the image is
 // checked again and the first one's turn comes again. What is proven comes before what is given
 // up, and so do refcount structures, which tell what the orphans are. Pointers are set right
 // before refcounts are raised, so that only true references are counted; in the plan the raising
 // comes first all the same. Nothing is lowered before all else is done.
-constexpr std::array<Planner, 14> kRepairAll = {
+constexpr std::array<Planner, 15> kRepairAll = {
     PlanRefcountTableLength, PlanL1Table,
     PlanSnapshots,           PlanBitmaps,
-    PlanProvenEntries,       PlanRefcountStructures,
+    PlanProvenEntries,       PlanRefcountStructuresOutOfDispute,
     PlanLostEntries,         PlanLostTables,
-    PlanRaisedRefcounts,     PlanOwnClusters,
-    PlanCopiedFlags,         PlanLoweredRefcounts,
-    PlanNoteWithdrawn,       PlanFeatureBits,
+    PlanRefcountStructures,  PlanRaisedRefcounts,
+    PlanOwnClusters,         PlanCopiedFlags,
+    PlanLoweredRefcounts,    PlanNoteWithdrawn,
+    PlanFeatureBits,
 };
 // Without those that remove the only sign that orphans may be worth something.
 constexpr std::array<Planner, 10> kRepairKeepingEvidence = {

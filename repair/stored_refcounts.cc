@@ -31,6 +31,12 @@ StoredRefcounts::StoredRefcounts(const CheckState& state, PlanBuilder& plan)
     const uint64_t size = state.geo().cluster_size();
     unusable.insert(finding.host_offset->bytes / size * size);
   }
+  // Only a damaged L1 entry takes these for something else.
+  for (const L2Table& table : state.l2_tables) {
+    if (table.is_refcount_block && table.shape == L2Shape::kLost) {
+      unusable.erase(table.offset_bytes);
+    }
+  }
   absl::flat_hash_set<uint64_t> seen;
   for (const RefcountBlock& block : state.refcount_blocks) {
     if (unusable.contains(block.offset_bytes) || !seen.insert(block.offset_bytes).second ||
