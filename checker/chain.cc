@@ -32,6 +32,13 @@ bool IsKnownFormat(absl::string_view format) {
   return std::find(std::begin(kFormats), std::end(kFormats), format) != std::end(kFormats);
 }
 
+// Empty if it is not.
+std::string WhyFormatIsWrong(absl::string_view format, const std::string& path, bool is_qcow2) {
+  if (!IsKnownFormat(format)) return absl::StrCat("QEMU knows no format ", Quoted(format));
+  if (format != "qcow2" || is_qcow2) return "";
+  return absl::StrCat(path, " is recorded as qcow2, but is not");
+}
+
 // Nothing but the guest's data, as long as the file: there is nothing to check.
 bool IsRaw(absl::string_view format) {
   return format == "raw" || format == "file" || format == "nbd" || format == "host_device";
@@ -90,14 +97,8 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
     // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
     const std::string format =
         above.backing_format.empty() ? (is_qcow2 ? "qcow2" : "raw") : above.backing_format;
-    if (!IsKnownFormat(format)) {
-      Add(report, FindingCode::kChainWrongFormat,
-          absl::StrCat("QEMU knows no format ", Quoted(format)));
-      break;
-    }
-    if (format == "qcow2" && !is_qcow2) {
-      Add(report, FindingCode::kChainWrongFormat,
-          absl::StrCat(*layer_path, " is recorded as qcow2, but is not"));
+    if (std::string wrong = WhyFormatIsWrong(format, *layer_path, is_qcow2); !wrong.empty()) {
+      Add(report, FindingCode::kChainWrongFormat, std::move(wrong));
       break;
     }
     if (format != "qcow2" && !IsRaw(format)) {

@@ -22,7 +22,6 @@
 #include "checker/orphan_tables.h"
 #include "checker/torn_tables.h"
 #include "common/byte_order.h"
-#include "common/limits.h"
 #include "common/table_entry.h"
 
 namespace qcow2check {
