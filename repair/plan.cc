@@ -326,7 +326,8 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
     // What was not seen may have spoken against it.
     if (!attempt.unread && plan.failed_reads() != failed_before) return Outcome::kUnread;
     if (plan.writes() != before) continue;
-    if (attempt.evidence == Evidence::kNotNeeded && OrphansNeedNote(state, options, plan)) {
+    if (attempt.evidence == Evidence::kNotNeeded && why_nothing.empty() &&
+        OrphansNeedNote(state, options, plan)) {
       return Outcome::kNeedsNote;
     }
     made = Finished(state, options, std::move(why_nothing), std::move(plan));
