@@ -25,6 +25,8 @@ class TornTableSearch {
   explicit TornTableSearch(CheckState& state) : state_(state), geometry_(state.geo()) {}
 
   void Run() {
+    // The clusters of a data file are no neighbours of orphans.
+    if (geometry_.data_file) return;
     const bool enough =
         std::any_of(state_.orphans.begin(), state_.orphans.end(),
                     [](const OrphanRun& run) { return run.clusters >= kEnoughOrphans; });
@@ -108,7 +110,7 @@ void TornTableSearch::LookForLostSectors(const L2Table& table) {
       const bool fits = run != nullptr && run->clusters >= kEnoughOrphans &&
                         run->clusters <= gap.length() && run->clusters * 2 >= gap.length();
       const std::optional<uint64_t> previous = ClusterOf(before);
-      if (fits && (before == 0 || (previous && *previous + 1 == run->first_cluster))) {
+      if (fits && (gap.begin == 0 || (previous && *previous + 1 == run->first_cluster))) {
         Report(table, gap,
                absl::StrFormat("entries %d to %d are zero, and the %d clusters from 0x%x on are "
                                "unreferenced",
