@@ -59,6 +59,13 @@ absl::Duration ProcessorTimeOfProcess() {
 
 }  // namespace
 
+const OrphanRun* CheckState::OrphansFrom(uint64_t cluster) const {
+  const auto found =
+      std::lower_bound(orphans.begin(), orphans.end(), cluster,
+                       [](const OrphanRun& run, uint64_t at) { return run.first_cluster < at; });
+  return found != orphans.end() && found->first_cluster == cluster ? &*found : nullptr;
+}
+
 StopReason CheckState::NewStopReason() const {
   if (options.progress != nullptr && options.progress->stop) return StopReason::kInterrupted;
   if (memory->exceeded()) return StopReason::kMemory;

@@ -180,6 +180,9 @@ struct CheckState {
 
   const Geometry& geo() const { return *geometry; }
 
+  // The run of orphans that begins at `cluster`, or nullptr.
+  const OrphanRun* OrphansFrom(uint64_t cluster) const;
+
   // Makes the maps, once the header is known: for the file's clusters, and the sets also for some
   // behind the end, so that pointers there can be compared with refcounts there.
   void MakeMaps();

@@ -16,13 +16,20 @@ void ClusterBatch::Read(const ImageFile& file, absl::Span<const uint64_t> offset
             [&](uint32_t a, uint32_t b) { return offsets_bytes[a] < offsets_bytes[b]; });
   // The buffer only grows: to fill it with zeros again would cost as much as to read it.
   if (buffer_.size() < count * length_bytes) buffer_.resize(count * length_bytes);
-  size_t used = 0;
-  for (const uint32_t i : by_place_) {
-    const uint64_t offset = offsets_bytes[i];
-    if (looks_for_holes_ &&
-        file.IsHole({offset, std::min(offset + length_bytes, file.size_bytes())})) {
-      continue;
+  std::vector<bool> holes;
+  if (looks_for_holes_) {
+    extents_.clear();
+    for (const uint32_t i : by_place_) {
+      const uint64_t offset = offsets_bytes[i];
+      extents_.push_back({offset, std::min(offset + length_bytes, file.size_bytes())});
     }
+    holes = file.FindHoles(extents_);
+  }
+  size_t used = 0;
+  for (size_t at = 0; at < count; ++at) {
+    if (looks_for_holes_ && holes[at]) continue;
+    const uint32_t i = by_place_[at];
+    const uint64_t offset = offsets_bytes[i];
     uint8_t* const place = &buffer_[used];
     pieces_[i].bytes = place;
     used += length_bytes;

@@ -35,6 +35,7 @@ class ClusterBatch {
   bool looks_for_holes_;
   std::vector<uint8_t> buffer_;
   std::vector<uint32_t> by_place_;
+  std::vector<Extent> extents_;
   std::vector<ReadRequest> requests_;
   std::vector<Piece> pieces_;
 };

@@ -248,17 +248,19 @@ void L1Walk::WalkTables() {
 // False, and nothing done, if some of the tables are large, cannot be read, or may be holes.
 bool L1Walk::WalkSmallTables(absl::Span<const L1Table> tables) {
   constexpr uint64_t kSmallBytes = 16u << 10;
-  std::vector<std::vector<uint8_t>> buffers;
-  std::vector<ReadRequest> requests;
+  std::vector<Extent> extents;
   for (const L1Table& table : tables) {
     const uint64_t end = EndOf(state_, table);
-    if (end <= table.offset_bytes || end - table.offset_bytes > kSmallBytes ||
-        state_.file.IsHole({table.offset_bytes, end})) {
-      return false;
-    }
-    buffers.emplace_back(RoundUp(end - table.offset_bytes, 8));
-    requests.push_back(
-        {HostOffset{table.offset_bytes}, absl::MakeSpan(buffers.back()), absl::OkStatus()});
+    if (end <= table.offset_bytes || end - table.offset_bytes > kSmallBytes) return false;
+    extents.push_back({table.offset_bytes, end});
+  }
+  const std::vector<bool> holes = state_.file.FindHoles(extents);
+  if (std::find(holes.begin(), holes.end(), true) != holes.end()) return false;
+  std::vector<std::vector<uint8_t>> buffers;
+  std::vector<ReadRequest> requests;
+  for (const auto& [begin, end] : extents) {
+    buffers.emplace_back(RoundUp(end - begin, 8));
+    requests.push_back({HostOffset{begin}, absl::MakeSpan(buffers.back()), absl::OkStatus()});
   }
   state_.file.ReadMany(absl::MakeSpan(requests));
   PartNotes notes = state_.NewPart();

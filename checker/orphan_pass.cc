@@ -100,7 +100,6 @@ class OrphanJudge {
   bool HasTableOfZeros() const;
   std::string WhyHeldBack() const;
   void ReportOrphans();
-  const OrphanRun* RunStartingAt(uint64_t cluster) const;
   bool IsOrphan(uint64_t cluster) const {
     return cluster < state_.file_clusters && orphans_.Contains(cluster);
   }
@@ -171,13 +170,6 @@ void OrphanJudge::ReportTruncation() {
                                  state_.file.size_bytes(), pointers + (l1_gone ? 1 : 0),
                                  state_.stored_past_end_in_use +
                                      findings.TotalOf(FindingCode::kRefcountPastEnd).clusters)});
-}
-
-const OrphanRun* OrphanJudge::RunStartingAt(uint64_t cluster) const {
-  const auto found = std::lower_bound(
-      state_.orphans.begin(), state_.orphans.end(), cluster,
-      [](const OrphanRun& run, uint64_t value) { return run.first_cluster < value; });
-  return found != state_.orphans.end() && found->first_cluster == cluster ? &*found : nullptr;
 }
 
 // The header says that there are no snapshots, but their table is still there.
@@ -272,7 +264,7 @@ void OrphanJudge::FindLostL2Tables() {
   for (const L2Table& table : state_.l2_tables) {
     if (!without_mappings.contains(table.offset_bytes)) continue;
     const uint64_t cluster = table.offset_bytes >> geometry_.cluster_bits;
-    const OrphanRun* behind = RunStartingAt(cluster + 1);
+    const OrphanRun* behind = state_.OrphansFrom(cluster + 1);
     const bool adjacent = behind != nullptr && behind->clusters >= kFewOrphans;
     // What an earlier repair kept is explained.
     const bool only_one =

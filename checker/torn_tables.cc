@@ -4,9 +4,10 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_format.h"
+#include "absl/types/span.h"
+#include "checker/table_reader.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
@@ -31,11 +32,10 @@ class TornTableSearch {
         std::any_of(state_.orphans.begin(), state_.orphans.end(),
                     [](const OrphanRun& run) { return run.clusters >= kEnoughOrphans; });
     if (!enough) return;
-    for (const L2Table& table : state_.l2_tables) {
-      if (table.shape != L2Shape::kMappings) continue;
-      LookForLostSectors(table);
-      LookForLostEnd(table);
-    }
+    ReadAllTables(state_, [this](const L2Table& table, uint64_t begin_bytes,
+                                 absl::Span<const uint8_t> bytes) {
+      if (table.shape == L2Shape::kMappings) LookThrough(table, begin_bytes, bytes);
+    });
   }
 
  private:
@@ -46,24 +46,17 @@ class TornTableSearch {
     uint64_t length() const { return end - begin; }
   };
 
-  const OrphanRun* RunStartingAt(uint64_t cluster) const;
   const OrphanRun* RunEndingAt(uint64_t cluster) const;
   std::optional<uint64_t> ClusterOf(uint64_t entry) const;
   bool IsWholeSectors(const Gap& gap) const;
-  void LookForLostSectors(const L2Table& table);
-  void LookForLostEnd(const L2Table& table);
+  void LookThrough(const L2Table& table, uint64_t begin_bytes, absl::Span<const uint8_t> bytes);
+  void LookForLostSectors(const L2Table& table, const Gap& gap, uint64_t before, uint64_t behind);
+  void LookForLostEnd(const L2Table& table, uint64_t last_entry);
   void Report(const L2Table& table, const Gap& gap, std::string detail);
 
   CheckState& state_;
   const Geometry& geometry_;
 };
-
-const OrphanRun* TornTableSearch::RunStartingAt(uint64_t cluster) const {
-  const auto found = std::lower_bound(
-      state_.orphans.begin(), state_.orphans.end(), cluster,
-      [](const OrphanRun& run, uint64_t value) { return run.first_cluster < value; });
-  return found != state_.orphans.end() && found->first_cluster == cluster ? &*found : nullptr;
-}
 
 // The one whose last cluster is the one before `cluster`.
 const OrphanRun* TornTableSearch::RunEndingAt(uint64_t cluster) const {
@@ -87,40 +80,43 @@ bool TornTableSearch::IsWholeSectors(const Gap& gap) const {
          gap.end * step % kSectorBytes == 0;
 }
 
+// A slice of a table. What lies between two slices (of clusters that QEMU does not make, of more
+// than 2 MiB) is not found.
+void TornTableSearch::LookThrough(const L2Table& table, uint64_t begin_bytes,
+                                  absl::Span<const uint8_t> bytes) {
+  const uint64_t step = geometry_.l2_entry_bytes();
+  Gap gap = {.begin = begin_bytes / step};
+  uint64_t before = 0;  // the entry before the gap
+  for (uint64_t at = 0; at < bytes.size(); at += step) {
+    const uint64_t entry = Load64(&bytes[at]);
+    const uint64_t bitmap_word = geometry_.extended_l2 ? Load64(&bytes[at + 8]) : 0;
+    if (entry == 0 && bitmap_word == 0) continue;
+    gap.end = (begin_bytes + at) / step;
+    if (IsWholeSectors(gap)) LookForLostSectors(table, gap, before, entry);
+    if (gap.end == table.last_used) LookForLostEnd(table, entry);
+    gap.begin = gap.end + 1;
+    before = entry;
+  }
+}
+
 // Whole sectors of zeros before an entry, while right before the cluster of that entry, where the
 // missing ones would lead, are orphans: no more than fit, and at least half as many. If there is an
 // entry before the zeros, they lie exactly between the clusters of the two.
-void TornTableSearch::LookForLostSectors(const L2Table& table) {
-  const uint64_t step = geometry_.l2_entry_bytes();
-  const uint64_t piece_bytes = std::min(geometry_.cluster_size(), kMaxPieceBytes);
-  std::vector<uint8_t> piece(piece_bytes);
-  Gap gap;
-  uint64_t before = 0;  // the entry before the gap
-  for (uint64_t from = 0; from < geometry_.cluster_size(); from += piece_bytes) {
-    if (!state_.file.ReadAt(HostOffset{table.offset_bytes + from}, absl::MakeSpan(piece)).ok()) {
-      return;
-    }
-    for (uint64_t at = 0; at < piece_bytes; at += step) {
-      const uint64_t entry = Load64(&piece[at]);
-      const uint64_t bitmap_word = geometry_.extended_l2 ? Load64(&piece[at + 8]) : 0;
-      if (entry == 0 && bitmap_word == 0) continue;
-      gap.end = (from + at) / step;
-      const std::optional<uint64_t> next = IsWholeSectors(gap) ? ClusterOf(entry) : std::nullopt;
-      const OrphanRun* run = next ? RunEndingAt(*next) : nullptr;
-      const bool fits = run != nullptr && run->clusters >= kEnoughOrphans &&
-                        run->clusters <= gap.length() && run->clusters * 2 >= gap.length();
-      const std::optional<uint64_t> previous = ClusterOf(before);
-      if (fits && (gap.begin == 0 || (previous && *previous + 1 == run->first_cluster))) {
-        Report(table, gap,
-               absl::StrFormat("entries %d to %d are zero, and the %d clusters from 0x%x on are "
-                               "unreferenced",
-                               gap.begin, gap.end - 1, run->clusters,
-                               run->first_cluster << geometry_.cluster_bits));
-      }
-      gap.begin = gap.end + 1;
-      before = entry;
-    }
+void TornTableSearch::LookForLostSectors(const L2Table& table, const Gap& gap, uint64_t before,
+                                         uint64_t behind) {
+  const std::optional<uint64_t> next = ClusterOf(behind);
+  const OrphanRun* run = next ? RunEndingAt(*next) : nullptr;
+  if (run == nullptr || run->clusters < kEnoughOrphans || run->clusters > gap.length() ||
+      run->clusters * 2 < gap.length()) {
+    return;
   }
+  const std::optional<uint64_t> previous = ClusterOf(before);
+  if (gap.begin != 0 && (!previous || *previous + 1 != run->first_cluster)) return;
+  Report(table, gap,
+         absl::StrFormat("entries %d to %d are zero, and the %d clusters from 0x%x on are "
+                         "unreferenced",
+                         gap.begin, gap.end - 1, run->clusters,
+                         run->first_cluster << geometry_.cluster_bits));
 }
 
 // A table that is zero behind its last entry, while the clusters that come next in the file, where
@@ -128,17 +124,13 @@ void TornTableSearch::LookForLostSectors(const L2Table& table) {
 // hits a writer that fills the file to its end. So either the zeros must begin at a sector
 // boundary, as when a write of the table was cut off, or clusters in use must follow the orphans:
 // then the writer had gone on, and the table once knew them.
-void TornTableSearch::LookForLostEnd(const L2Table& table) {
-  const uint64_t step = geometry_.l2_entry_bytes();
+void TornTableSearch::LookForLostEnd(const L2Table& table, uint64_t last_entry) {
   const Gap gap = {uint64_t{table.last_used} + 1, geometry_.l2_entries()};
   if (gap.begin >= gap.end) return;
-  std::vector<uint8_t> last(8);
-  const uint64_t place = table.offset_bytes + table.last_used * step;
-  state_.Read(HostOffset{place}, absl::MakeSpan(last), Structure::kL2Table);
-  const std::optional<uint64_t> cluster = ClusterOf(Load64(last.data()));
-  const OrphanRun* run = cluster ? RunStartingAt(*cluster + 1) : nullptr;
+  const std::optional<uint64_t> cluster = ClusterOf(last_entry);
+  const OrphanRun* run = cluster ? state_.OrphansFrom(*cluster + 1) : nullptr;
   if (run == nullptr) return;
-  const bool at_sector = gap.begin * step % kSectorBytes == 0;
+  const bool at_sector = gap.begin * geometry_.l2_entry_bytes() % kSectorBytes == 0;
   const bool at_tail = run->first_cluster + run->clusters >= state_.file_clusters;
   if (run->clusters < (at_sector ? kEnoughOrphans : kManyOrphans) || (!at_sector && at_tail)) {
     return;

@@ -4,6 +4,7 @@
 #define QCOW2CHECK_COMMON_IMAGE_FILE_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -67,6 +68,15 @@ class ImageFile {
   // Thread-safe.
   virtual bool IsHole(const Extent& extent) const {
     return NextData(HostOffset{extent.begin_bytes}).begin_bytes >= extent.end_bytes;
+  }
+
+  // IsHole for each of `extents`, but a file whose answers take long to come back has all questions
+  // under way at once. Thread-safe.
+  virtual std::vector<bool> FindHoles(absl::Span<const Extent> extents) const {
+    std::vector<bool> holes;
+    holes.reserve(extents.size());
+    for (const Extent& extent : extents) holes.push_back(IsHole(extent));
+    return holes;
   }
 };
 

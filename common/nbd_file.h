@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -33,6 +34,9 @@ class NbdFileOf : public Kind {
   }
   void ReadMany(absl::Span<ReadRequest> requests) const override { reader_->ReadMany(requests); }
   Extent NextData(HostOffset offset) const override { return reader_->NextData(offset); }
+  std::vector<bool> FindHoles(absl::Span<const Extent> extents) const override {
+    return reader_->FindHoles(extents);
+  }
   bool is_remote() const override { return true; }
   absl::Status availability() const override { return reader_->connection().status(); }
 

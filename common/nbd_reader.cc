@@ -20,6 +20,14 @@ constexpr uint64_t kGuessBytes = 4096;
 // cost one answer of the server.
 constexpr uint64_t kStartBytes = uint64_t{256} << 10;
 
+// The one of `stretches` that holds `offset`, which is not before the first, or nullptr.
+const NbdStretch* FindStretch(const std::vector<NbdStretch>& stretches, uint64_t offset) {
+  const auto stretch = std::upper_bound(
+      stretches.begin(), stretches.end(), offset,
+      [](uint64_t at, const NbdStretch& candidate) { return at < candidate.end_bytes; });
+  return stretch == stretches.end() ? nullptr : &*stretch;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NbdReader>> NbdReader::Open(const std::string& uri,
@@ -124,12 +132,8 @@ void NbdReader::ReadMany(absl::Span<ReadRequest> requests) const {
 void NbdReader::ForgetHoles() { stretches_.clear(); }
 
 // The known stretch that holds `offset`, or nullptr.
-const NbdStretch* NbdReader::FindStretch(uint64_t offset) const {
-  if (offset < known_from_) return nullptr;
-  const auto stretch = std::upper_bound(
-      stretches_.begin(), stretches_.end(), offset,
-      [](uint64_t at, const NbdStretch& candidate) { return at < candidate.end_bytes; });
-  return stretch == stretches_.end() ? nullptr : &*stretch;
+const NbdStretch* NbdReader::KnownStretch(uint64_t offset) const {
+  return offset < known_from_ ? nullptr : FindStretch(stretches_, offset);
 }
 
 // False if the server does not tell about the bytes at `offset`.
@@ -143,7 +147,7 @@ bool NbdReader::AskForStretches(uint64_t offset, uint64_t length) const {
                         .length_bytes = asked.end_bytes - asked.begin_bytes,
                         .stretches = &stretches_};
   connection_->Run(absl::MakeSpan(&request, 1));
-  return request.status.ok() && FindStretch(offset) != nullptr;
+  return request.status.ok() && KnownStretch(offset) != nullptr;
 }
 
 Extent NbdReader::NextData(HostOffset offset) const {
@@ -156,19 +160,60 @@ Extent NbdReader::NextData(HostOffset offset) const {
   uint64_t window = kFirstWindowBytes;
   int questions = 0;
   while (at < size) {
-    const NbdStretch* stretch = FindStretch(at);
+    const NbdStretch* stretch = KnownStretch(at);
     if (stretch == nullptr) {
       // An endless row of answers about next to nothing must not keep us.
       if (questions++ == kMostQuestions) return {at, std::min(size, at + kGuessBytes)};
       if (!AskForStretches(at, window)) return {at, size};
       window = std::min(window * 4, kLargestWindowBytes);
-      stretch = FindStretch(at);
+      stretch = KnownStretch(at);
     }
     const uint64_t end = std::min(stretch->end_bytes, size);
     if (!stretch->reads_as_zeros) return {at, end};
     at = end;
   }
   return {size, size};
+}
+
+std::vector<bool> NbdReader::FindHoles(absl::Span<const Extent> extents) const {
+  std::vector<bool> holes(extents.size());
+  if (!facts().tells_zeros) return holes;
+  struct Question {
+    Extent extent;
+    size_t end = 0;  // behind the last of `extents` that it covers
+    std::vector<NbdStretch> stretches;
+  };
+  std::vector<Question> questions;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    const Extent blocks = BlocksAround(extents[i]);
+    const bool is_near =
+        !questions.empty() && blocks.begin_bytes >= questions.back().extent.begin_bytes &&
+        blocks.end_bytes <= questions.back().extent.begin_bytes + kFirstWindowBytes;
+    if (!is_near) questions.push_back({.extent = blocks});
+    Extent& asked = questions.back().extent;
+    asked.end_bytes = std::max(asked.end_bytes, blocks.end_bytes);
+    questions.back().end = i + 1;
+  }
+  std::vector<NbdRequest> requests;
+  for (Question& question : questions) {
+    const Extent& asked = question.extent;
+    requests.push_back(
+        {.kind = NbdRequest::Kind::kBlockStatus,
+         .offset_bytes = asked.begin_bytes,
+         .length_bytes = std::min(asked.end_bytes - asked.begin_bytes, kLargestWindowBytes),
+         .stretches = &question.stretches});
+  }
+  connection_->Run(absl::MakeSpan(requests));
+  size_t i = 0;
+  for (const Question& question : questions) {
+    for (; i < question.end; ++i) {
+      // What the server did not tell about, or not to its end, is no hole.
+      const NbdStretch* stretch = FindStretch(question.stretches, extents[i].begin_bytes);
+      holes[i] = stretch != nullptr && stretch->reads_as_zeros &&
+                 stretch->end_bytes >= extents[i].end_bytes;
+    }
+  }
+  return holes;
 }
 
 }  // namespace qcow2check

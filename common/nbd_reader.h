@@ -42,6 +42,8 @@ class NbdReader {
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const;
   // Asks the server at most a few times; what is further away than that may hold data.
   Extent NextData(HostOffset offset) const;
+  // As of ImageFile; best in the order of their places. Extents near each other are one question.
+  std::vector<bool> FindHoles(absl::Span<const Extent> extents) const;
 
   // The export was written to: its holes are others now.
   void ForgetHoles();
@@ -55,7 +57,7 @@ class NbdReader {
   NbdReader(std::unique_ptr<NbdConnection> connection, const NbdOpenOptions& options)
       : connection_(std::move(connection)), options_(options) {}
 
-  const NbdStretch* FindStretch(uint64_t offset) const;
+  const NbdStretch* KnownStretch(uint64_t offset) const;
   bool AskForStretches(uint64_t offset, uint64_t length) const;
   bool IsInStart(const Extent& extent) const;
   void ReadStart() const;

@@ -96,9 +96,25 @@ void PatchedFile::PutPages(HostOffset offset, absl::Span<uint8_t> dst) const {
 }
 
 bool PatchedFile::IsHole(const Extent& extent) const {
-  if (IsPatched(extent.begin_bytes, extent.end_bytes - extent.begin_bytes)) return false;
-  const Extent in_base = {extent.begin_bytes, std::min(extent.end_bytes, base_.size_bytes())};
-  return in_base.empty() || base_.IsHole(in_base);
+  return FindHoles(absl::MakeConstSpan(&extent, 1)).front();
+}
+
+std::vector<bool> PatchedFile::FindHoles(absl::Span<const Extent> extents) const {
+  std::vector<Extent> of_base;
+  std::vector<bool> holes(extents.size());
+  std::vector<size_t> asked;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    const Extent& extent = extents[i];
+    if (IsPatched(extent.begin_bytes, extent.end_bytes - extent.begin_bytes)) continue;
+    const Extent in_base = {extent.begin_bytes, std::min(extent.end_bytes, base_.size_bytes())};
+    holes[i] = in_base.empty();
+    if (in_base.empty()) continue;
+    of_base.push_back(in_base);
+    asked.push_back(i);
+  }
+  const std::vector<bool> holes_of_base = base_.FindHoles(of_base);
+  for (size_t i = 0; i < asked.size(); ++i) holes[asked[i]] = holes_of_base[i];
+  return holes;
 }
 
 Extent PatchedFile::NextData(HostOffset offset) const {

@@ -32,6 +32,7 @@ class PatchedFile : public ImageFile {
   absl::Status availability() const override { return base_.availability(); }
   uint64_t allocated_bytes() const override { return base_.allocated_bytes(); }
   bool IsHole(const Extent& extent) const override;
+  std::vector<bool> FindHoles(absl::Span<const Extent> extents) const override;
   Extent NextData(HostOffset offset) const override;
 
   // Keeps the pages of which [offset, offset + length) is only a part: no Patch inside it can fail

@@ -114,6 +114,39 @@ TEST(LostMappings, AreNotWhatWasNeverThere) {
   EXPECT_EQ(report.totals.leaks, 20u);
 }
 
+// Entries 32 to 63 are zero sectors before a cluster with orphans in front of it. But the guest's
+// entry 31 is a bitmap of zeros, so the table did not begin there.
+TEST(LostMappings, AreNotBetweenZerosOfSubclusters) {
+  BuiltImage image = BuildImage({.cluster_bits = 16,
+                                 .virtual_size = uint64_t{1} << 30,
+                                 .extended_l2 = true,
+                                 .steps = {WriteZeros{.first = 31}, WriteClusters{.first = 5100},
+                                           WriteClusters{.first = 5000, .count = 36},
+                                           WriteClusters{.first = 64, .count = 8}}});
+  const auto clear = [&image](uint64_t cluster) {
+    SetL2Entry(image, cluster << 16, 0);
+    SetL2Bitmap(image, cluster << 16, 0);
+  };
+  for (uint64_t i = 4; i < 36; ++i) clear(5000 + i);
+  EXPECT_FALSE(HasFinding(Check(image.bytes), FindingCode::kL2TableTorn));
+  clear(31);
+  EXPECT_TRUE(HasFinding(Check(image.bytes), FindingCode::kL2TableTorn));
+}
+
+// Offsets into a data file say nothing about clusters of the image.
+TEST(LostMappings, AreNotBesideADataFile) {
+  BuiltImage image = BuildImage({.cluster_bits = 12,
+                                 .data_file = DataFileOptions{},
+                                 .steps = {WriteClusters{.first = 64, .count = 8}}});
+  const uint64_t used = image.ClusterOf(image.bytes.size());
+  ASSERT_LT(used, 24u);
+  Extend(image.bytes, 80 << 12);
+  for (uint64_t cluster = 24; cluster < 64; ++cluster) SetRefcount(image, cluster, 1);
+  const Report report = Check(image.bytes);
+  EXPECT_EQ(report.totals.leaks, 40u);
+  EXPECT_FALSE(HasFinding(report, FindingCode::kL2TableTorn));
+}
+
 // --- Tables that map nothing ---
 
 BuiltImage WithLeaks(ImageOptions options) {

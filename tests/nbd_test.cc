@@ -1,6 +1,9 @@
 // Images on NBD servers: the same report as for the file, whatever the server is like; and what
 // comes of servers that fail. (Repairs: nbd_repair_test.cc.)
 #include <array>
+#include <cstdint>
+#include <fstream>
+#include <ios>
 #include <memory>
 #include <string>
 #include <thread>
@@ -329,6 +332,41 @@ TEST_F(NbdTest, HolesAreTold) {
   const size_t asked = ReadNbdLog(log_).Of("Extents").size();
   EXPECT_TRUE((*file)->NextData(HostOffset{2000 * mib}).empty());
   EXPECT_EQ(ReadNbdLog(log_).Of("Extents").size(), asked);
+}
+
+TEST_F(NbdTest, ManyHolesAreAskedForAtOnce) {
+  // 1 MiB of data, then 1 MiB that is a hole, and so on, to 192 MiB.
+  const std::string path = dir_.Path("holes");
+  std::ofstream image(path, std::ios::binary);
+  const uint64_t mib = 1 << 20;
+  for (uint64_t i = 0; i < 96; ++i) {
+    image.seekp(static_cast<std::streamoff>(2 * i * mib));
+    image << std::string(mib, 'x');
+  }
+  image.close();
+  ASSERT_EQ(RunCommand({"truncate", "-s", "192M", path}).exit_code, 0);
+  NbdServer server({"nbdkit", "-r", "--filter=log", "file", path, "logfile=" + log_});
+  const auto file = OpenSlow(server);
+  ASSERT_TRUE(file.ok()) << file.status();
+  if (!(*file)->IsHole({mib, 2 * mib})) GTEST_SKIP() << "this file system has no holes";
+  std::vector<Extent> extents;
+  std::vector<bool> expected;
+  const auto add = [&](uint64_t begin, uint64_t end, bool is_hole) {
+    extents.push_back({begin, end});
+    expected.push_back(is_hole);
+  };
+  for (uint64_t i = 0; i < 96; ++i) {
+    add(2 * i * mib, (2 * i + 1) * mib, false);
+    add((2 * i + 1) * mib, (2 * i + 2) * mib, true);
+    add((2 * i + 1) * mib + 100, (2 * i + 1) * mib + 300, true);
+  }
+  add(mib - 1, 2 * mib, false);         // one byte of data before the hole
+  add(mib, 192 * mib, false);           // data in it
+  add(191 * mib, 192 * mib, true);      // to the end of the export
+  add(3 * mib + 5, 3 * mib + 6, true);  // not in the order of places
+  const size_t asked = ReadNbdLog(log_).Of("Extents").size();
+  EXPECT_EQ((*file)->FindHoles(extents), expected);
+  EXPECT_LT(ReadNbdLog(log_).Of("Extents").size(), asked + 10);
 }
 
 TEST_F(NbdTest, AnEndlessHoleIsNotFollowedForEver) {
