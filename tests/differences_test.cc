@@ -109,6 +109,20 @@ TEST_F(Differences, RefcountsBehindTheEnd) {
   EXPECT_TRUE(OursCounts(both, 0, 1));
 }
 
+// Too far away for ours to ask whether it is the pointer's: the flag promises a refcount of 1.
+TEST_F(Differences, RefcountsFarBehindTheEnd) {
+  constexpr uint64_t kFar = uint64_t{3} << 19;
+  BuiltImage image =
+      BuildImage({.cluster_bits = 18, .refcount_order = 0, .steps = {WriteClusters{}}});
+  SetRefcount(image, kFar, 1);
+  SetL2Entry(image, 0, kCopiedBit | kFar << 18);
+  SetRefcount(image, image.ClusterOf(image.At(0).host_offset), 0);
+  const CheckedTwice both = Check(image);
+  EXPECT_TRUE(QemuCounts(both, 1, 0));
+  EXPECT_TRUE(OursCounts(both, 2, 1));
+  EXPECT_THAT(both.ours.codes(), IsSupersetOf({"data-past-end", "copied-flag-wrong"}));
+}
+
 // qemu-img counts the cluster, as if it were in the file, and then finds its refcount right.
 TEST_F(Differences, FirstClusterBehindTheEnd) {
   BuiltImage image = BuildImage(Options({.steps = {WriteCompressed{.first = 20}}}));

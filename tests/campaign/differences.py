@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import re
 
+import image_words
 import reports
 
 OURS_RIGHT = "ours"
@@ -121,9 +122,9 @@ REFUSALS = [(name, re.compile(pattern), tuple(codes.split())) for name, pattern,
     ("qemu-img-refuses", r"ext_backing_format: len=", "extension-malformed"),
     ("qemu-img-refuses", r"data-file-raw requires a data file", "data-file-flags-invalid"),
     ("qemu-img-refuses", r"(bitmaps_ext:|Broken bitmap directory|More bitmaps found|[Bb]itmap)",
-     "bitmap-extension-invalid bitmap-directory-invalid bitmap-table-invalid virtual-size-unaligned"),
+     "bitmap-extension-invalid bitmap-directory-invalid bitmap-table-invalid bitmap-duplicate virtual-size-unaligned"),
     ("qemu-img-refuses", r"(encryption|[Cc]rypt|CRYPTO|LUKS)",
-     "encryption-invalid luks-header-invalid extension-malformed"),
+     "encryption-invalid luks-header-invalid extension-malformed backing-name-overlap"),
     ("qemu-img-gives-up", r"Check failed: File too large",
      "snapshot-too-many snapshot-extra-too-large snapshot-table-invalid"),
     ("qemu-img-gives-up", r"Check failed: Input/output error", "snapshot-l1-invalid"),
@@ -199,6 +200,7 @@ class Ledger:
         self.unseen()
         self.refcounts()
         self.unreadable_refcounts()
+        self.copied_flags_far_behind_end()
         self.kinds_of_lines()
         self.statistics()
 
@@ -372,6 +374,18 @@ class Ledger:
                 if table_is_unreadable or self.words.refcount_is_unreadable(offset // self.words.cluster_size):
                     count += weight
         return count
+
+    def copied_flags_far_behind_end(self):
+        """Farther than twice the file and a million clusters ours takes each refcount for 0, whatever a block says."""
+        for finding in self.ours.of("l2-table-past-end", "data-past-end", "zero-cluster-past-end"):
+            if "snapshot" in finding:
+                continue
+            for place, offset, _, weight in self.words.regions_of([finding]):
+                cluster = offset // self.words.cluster_size
+                if cluster < 2 * self.words.clusters + (1 << 20) or self.words.refcount(cluster) != 1:
+                    continue
+                self.explain("refcounts-behind-the-end")
+                self.kinds["COPIED"] += weight if self.words.word(place) & image_words.COPIED else -weight
 
     def refcounts(self):
         unknown = self.qemu.unknown_clusters

@@ -136,6 +136,15 @@ class ImageWords:
         index = cluster // (self.cluster_size * 8 // self.refcount_bits)
         return self.word(begin + 8 * index) & ~0x1FF if 8 * index < size else 0
 
+    def refcount(self, cluster):
+        """As the refcount block says; 0 if there is none in the file."""
+        block, bit = self.block_of(cluster), cluster * self.refcount_bits % (self.cluster_size * 8)
+        if block == 0:
+            return 0
+        if self.refcount_bits >= 8:
+            return self.number(block + bit // 8, self.refcount_bits // 8)
+        return self.number(block + bit // 8, 1) >> bit % 8 & ((1 << self.refcount_bits) - 1)
+
     def refcount_is_unreadable(self, cluster):
         """A block behind the end reads as zeros, unless it is where no file can end."""
         block = self.block_of(cluster)

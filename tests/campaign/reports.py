@@ -82,7 +82,8 @@ def ask_qemu(image, data_file=None):
                '| (head -c 16000000; cat >/dev/null) >&2; exit ${PIPESTATUS[0]}; } 3>&1')
     result = subprocess.run(["bash", "-c", command, "qemu-img", *arguments_for(image, data_file)],
                             capture_output=True, stdin=subprocess.DEVNULL)
-    lines = result.stderr.decode(errors="replace").splitlines()
+    # The only warning that ends without a new line.
+    lines = re.sub(r"(on the image file to fix\.)(?=\S)", r"\1\n", result.stderr.decode(errors="replace")).splitlines()
     report = Report(result.returncode, {}, collections.Counter(), {})
     try:
         answer = json.loads(result.stdout)
