@@ -393,7 +393,7 @@ std::string OrphanJudge::WhyHeldBack() const {
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
   if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");
   if (reasons.empty() && HasLostPointers(state_)) reasons.push_back("pointers were damaged");
-  if (reasons.empty() && !state_.coverage.complete()) {
+  if (reasons.empty() && (!state_.coverage.complete() || !state_.MayGoOn())) {
     reasons.push_back("a part of the image could not be examined");
   }
   return absl::StrJoin(reasons, ", ");

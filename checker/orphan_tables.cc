@@ -1,9 +1,12 @@
 #include "checker/orphan_tables.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/types/span.h"
+#include "checker/cluster_batch.h"
 #include "checker/old_refcounts.h"
+#include "checker/part_notes.h"
 #include "checker/table_shape.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
@@ -12,7 +15,10 @@
 namespace qcow2check {
 namespace {
 
-constexpr uint64_t kSearchBytes = 64u << 20;
+// What is read of an orphan to tell that it is no table: most data is not, from its start on.
+constexpr uint64_t kStartBytes = 4096;
+constexpr uint64_t kBatchBytes = 1u << 20;
+constexpr uint64_t kEnoughBytes = 64u << 20;
 
 bool IsIn(const ClusterSet& clusters, const CheckState& state, uint64_t cluster) {
   return cluster < state.file_clusters && clusters.Contains(cluster);
@@ -67,34 +73,107 @@ uint64_t ClustersMapped(const CheckState& state, const ClusterSet& orphans,
   return fitting * 2 > scan.allocated && !IsRefcountTable(state, cluster) ? scan.allocated : 0;
 }
 
+// Looks at the start of each orphan, and at all of those that may be tables.
+class OrphanSearch {
+ public:
+  OrphanSearch(CheckState& state, const ClusterSet& orphans)
+      : state_(state),
+        orphans_(orphans),
+        start_bytes_(std::min(state.geo().cluster_size(), kStartBytes)),
+        cluster_(std::min(state.geo().cluster_size(), kMaxPieceBytes)) {}
+
+  std::vector<OrphanTable> Run();
+
+ private:
+  bool IsEnough() const;
+  void Add(const OrphanRun& run);
+  void LookAtBatch();
+  void LookAt(uint64_t offset, const ClusterBatch::Piece& start);
+
+  CheckState& state_;
+  const ClusterSet& orphans_;
+  const uint64_t start_bytes_;
+  std::vector<uint8_t> cluster_;
+  absl::flat_hash_set<uint64_t> in_use_;
+  Extent data_;  // the last stretch of the file that was found not to be a hole
+  ClusterBatch batch_{/*looks_for_holes=*/false};
+  std::vector<uint64_t> offsets_;  // of the next batch
+  uint64_t bytes_read_ = 0;
+  bool done_ = false;
+  std::vector<OrphanTable> tables_;
+};
+
+std::vector<OrphanTable> OrphanSearch::Run() {
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.shape != L2Shape::kLost) in_use_.insert(table.offset_bytes);
+  }
+  for (const OrphanRun& run : state_.orphans) {
+    if (!done_) Add(run);
+  }
+  if (!done_) LookAtBatch();
+  return std::move(tables_);
+}
+
+// Orphans are freed only if each was looked at. Where they are held back, some of them will do.
+bool OrphanSearch::IsEnough() const {
+  return bytes_read_ >= kEnoughBytes &&
+         (!tables_.empty() || state_.kept_by_repair || HasLostPointers(state_));
+}
+
+// All of a run that is no hole.
+void OrphanSearch::Add(const OrphanRun& run) {
+  const uint64_t size = state_.geo().cluster_size();
+  const uint64_t end =
+      std::min((run.first_cluster + run.clusters) * size, RoundUp(state_.file.size_bytes(), size));
+  for (uint64_t at = run.first_cluster * size; at < end;) {
+    if (at >= data_.end_bytes) data_ = state_.file.NextData(HostOffset{at});
+    if (data_.empty() || data_.begin_bytes >= end) return;
+    at = std::max(at, data_.begin_bytes / size * size);
+    const uint64_t data_end = std::min(end, RoundUp(data_.end_bytes, size));
+    for (; at < data_end; at += size) {
+      offsets_.push_back(at);
+      if (offsets_.size() * start_bytes_ < kBatchBytes) continue;
+      LookAtBatch();
+      if (done_) return;
+    }
+  }
+}
+
+void OrphanSearch::LookAtBatch() {
+  PartNotes notes = state_.NewPart();
+  // What cannot be read may be a lost table: then it is a finding, and holds the orphans back.
+  batch_.Read(state_.file, offsets_, start_bytes_, Structure::kDataCluster, notes);
+  state_.Absorb(std::move(notes));
+  bytes_read_ += offsets_.size() * start_bytes_;
+  for (size_t i = 0; i < offsets_.size() && !IsEnough(); ++i) {
+    LookAt(offsets_[i], batch_.pieces()[i]);
+  }
+  done_ = IsEnough() || !state_.MayGoOn();
+  offsets_.clear();
+}
+
+void OrphanSearch::LookAt(uint64_t offset, const ClusterBatch::Piece& start) {
+  if (!start.complete) return;
+  const auto bytes = absl::MakeConstSpan(start.bytes, start_bytes_);
+  const TableScan scan = ScanTable(bytes, state_.geo(), state_.file.size_bytes());
+  if (scan.malformed != 0 || scan.outside != 0) return;
+  uint64_t mapped = 0;
+  if (start_bytes_ == cluster_.size()) {
+    mapped = ClustersMapped(state_, orphans_, in_use_, bytes, offset);
+  } else {
+    bytes_read_ += cluster_.size();
+    if (!state_.Read(HostOffset{offset}, absl::MakeSpan(cluster_), Structure::kDataCluster)) return;
+    mapped = ClustersMapped(state_, orphans_, in_use_, cluster_, offset);
+  }
+  if (mapped == 0) return;
+  state_.memory->Take(sizeof(OrphanTable));
+  tables_.push_back({offset, mapped});
+}
+
 }  // namespace
 
 std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& orphans) {
-  std::vector<OrphanTable> tables;
-  const Geometry& geometry = state.geo();
-  absl::flat_hash_set<uint64_t> in_use;
-  for (const L2Table& table : state.l2_tables) {
-    if (table.shape != L2Shape::kLost) in_use.insert(table.offset_bytes);
-  }
-  const uint64_t size = std::min(geometry.cluster_size(), kMaxPieceBytes);
-  std::vector<uint8_t> cluster(size);
-  uint64_t left = kSearchBytes;
-  for (const OrphanRun& run : state.orphans) {
-    for (uint64_t i = 0; i < run.clusters; ++i) {
-      if (left < size) return tables;
-      left -= size;
-      const uint64_t offset = (run.first_cluster + i) << geometry.cluster_bits;
-      if (state.file.IsHole({offset, std::min(offset + size, state.file.size_bytes())})) continue;
-      // What cannot be read may be a lost table: then it is a finding, and holds the orphans back.
-      if (!state.file.ReadAt(HostOffset{offset}, absl::MakeSpan(cluster)).ok() &&
-          !state.Read(HostOffset{offset}, absl::MakeSpan(cluster), Structure::kDataCluster)) {
-        continue;
-      }
-      const uint64_t mapped = ClustersMapped(state, orphans, in_use, cluster, offset);
-      if (mapped != 0) tables.push_back({offset, mapped});
-    }
-  }
-  return tables;
+  return OrphanSearch(state, orphans).Run();
 }
 
 absl::flat_hash_set<uint64_t> TablesOfDeletedSnapshots(const CheckState& state,

@@ -18,7 +18,8 @@ struct OrphanTable {
 
 // Orphans that are L2 tables, most of whose entries lead to orphans or to what is counted more
 // often than it is referenced; by offset. Refcount tables and copies of L1 tables, which look
-// alike, are none. Reads at most 64 MiB of the orphans.
+// alike, are none. Reads the first 4 KiB of every orphan that is no hole, and all of what may be a
+// table by these; about 64 MiB are enough where orphans are held back in any case.
 std::vector<OrphanTable> FindOrphanTables(CheckState& state, const ClusterSet& orphans);
 
 // An orphan that leads to orphan L2 tables is an L1 table: what is left of a snapshot whose

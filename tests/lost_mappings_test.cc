@@ -67,6 +67,20 @@ TEST(LostMappings, OfADataFile) {
   ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
 }
 
+// An orphan is waste only if it was looked at: here it is the last of them that is a table.
+TEST(LostMappings, BehindManyLeaks) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 16,
+       .virtual_size = uint64_t{2} << 30,
+       .steps = {WriteClusters{.count = 1200}, WriteClusters{.first = 2 * 8192, .count = 40}}});
+  for (uint64_t i = 0; i < 1200; ++i) {
+    if (i % 64 != 5 && i != 1199) SetL2Entry(image, i << 16, 0);
+  }
+  EXPECT_EQ(Check(image.bytes).held_back.clusters, 0u);
+  SetL1Entry(image, 2, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
+}
+
 // One bit of the pointer is wrong, and only one table fits: it is found whatever it maps.
 TEST(LostMappings, AreFoundAgainOneBitAway) {
   const ImageOptions data_file = {
