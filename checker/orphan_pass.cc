@@ -72,6 +72,9 @@ class OrphanJudge {
     ReportSuspectClusterSize(state_);
     if (state_.orphans.empty()) return;
     orphan_tables_ = FindOrphanTables(state_, orphans_);
+    // These prove nothing, but what they map is no waste.
+    has_damaged_tables_ =
+        std::erase_if(orphan_tables_, [](const OrphanTable& table) { return table.damaged; }) != 0;
     FindLostSnapshotTable();
     // A table that cannot be read looks empty, and is not.
     if (!state_.findings.Has(FindingCode::kUnreadable)) {
@@ -108,6 +111,7 @@ class OrphanJudge {
   const Geometry& geometry_;
   ClusterSet orphans_;
   std::vector<OrphanTable> orphan_tables_;
+  bool has_damaged_tables_ = false;
   bool snapshot_table_lost_ = false;
 };
 
@@ -389,6 +393,7 @@ std::string OrphanJudge::WhyHeldBack() const {
     reasons.push_back("an L2 table was lost");
   }
   if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
+  if (has_damaged_tables_) reasons.push_back("some of them look like damaged L2 tables");
   if (reasons.empty() && HasTableOfZeros()) reasons.push_back("an L2 table holds only zeros");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
   if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");

@@ -1,6 +1,7 @@
 #include "checker/orphan_tables.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/types/span.h"
@@ -19,39 +20,44 @@ namespace {
 constexpr uint64_t kStartBytes = 4096;
 constexpr uint64_t kBatchBytes = 1u << 20;
 constexpr uint64_t kEnoughBytes = 64u << 20;
+// Mappings that make a table of something of which a part cannot be one.
+constexpr uint64_t kEnoughIfDamaged = 8;
+// Refcount blocks that make a refcount table.
+constexpr uint64_t kEnoughBlocks = 16;
 
 bool IsIn(const ClusterSet& clusters, const CheckState& state, uint64_t cluster) {
   return cluster < state.file_clusters && clusters.Contains(cluster);
 }
 
-// A refcount table looks like an L2 table without COPIED flags, but leads to refcounts.
+// A refcount table looks like an L2 table without flags, but leads to refcounts: with each entry,
+// as what a guest keeps in one cluster may look like refcounts, too.
 bool IsRefcountTable(const CheckState& state, absl::Span<const uint8_t> cluster) {
   const Geometry& geometry = state.geo();
   std::vector<uint8_t> target(std::min(geometry.cluster_size(), kMaxPieceBytes));
-  for (uint64_t at = 0; at < cluster.size(); at += 8) {
+  uint64_t blocks = 0;
+  for (uint64_t at = 0; at < cluster.size() && blocks < kEnoughBlocks; at += 8) {
     const uint64_t entry = Load64(&cluster[at]);
     if (entry == 0) continue;
-    if (IsAligned(entry, geometry.cluster_size()) && entry < state.file.size_bytes() &&
-        state.file.ReadAt(HostOffset{entry}, absl::MakeSpan(target)).ok() &&
-        LooksLikeRefcounts(target, geometry.refcount_order)) {
-      return true;
+    if (!IsAligned(entry, geometry.cluster_size()) || entry >= state.file.size_bytes() ||
+        !state.file.ReadAt(HostOffset{entry}, absl::MakeSpan(target)).ok() ||
+        !LooksLikeRefcounts(target, geometry.refcount_order)) {
+      return IsOldRefcountTable(state, cluster);
     }
-    break;
+    ++blocks;
   }
-  return IsOldRefcountTable(state, cluster);
+  return blocks != 0;
 }
 
-// The clusters that `cluster` maps if it is an L2 table that nothing refers to any more; otherwise
-// 0. Most of what it maps is then counted more often than it is referenced: orphans, and what a
-// snapshot shares. `tables` are the L2 tables in use: what leads to those is a copy of an L1 table.
-uint64_t ClustersMapped(const CheckState& state, const ClusterSet& orphans,
-                        const absl::flat_hash_set<uint64_t>& tables,
-                        absl::Span<const uint8_t> cluster, uint64_t offset) {
+// `cluster` as an L2 table that nothing refers to any more, if it is one. Most of what it maps is
+// then counted more often than it is referenced: orphans, and what a snapshot shares. `tables` are
+// the L2 tables in use: what leads to those is a copy of an L1 table.
+std::optional<OrphanTable> AsOrphanTable(const CheckState& state, const ClusterSet& orphans,
+                                         const absl::flat_hash_set<uint64_t>& tables,
+                                         absl::Span<const uint8_t> cluster, uint64_t offset) {
   const Geometry& geometry = state.geo();
   const TableScan scan = ScanTable(cluster, geometry, state.file.size_bytes());
-  if (scan.allocated == 0 || scan.malformed != 0 || scan.outside != 0 || scan.repeated >= 2) {
-    return 0;
-  }
+  const uint64_t wrong = scan.malformed + scan.outside;
+  if (scan.allocated == 0 || wrong * 4 > scan.used || scan.repeated >= 2) return std::nullopt;
   uint64_t fitting = 0;
   for (uint64_t at = 0; at < cluster.size(); at += geometry.l2_entry_bytes()) {
     const uint64_t entry = Load64(&cluster[at]);
@@ -66,11 +72,15 @@ uint64_t ClustersMapped(const CheckState& state, const ClusterSet& orphans,
       fitting += IsCopied(entry) ? 1 : 0;
       continue;
     }
-    if (!compressed && target == offset) return 0;  // no table maps itself
+    if (!compressed && target == offset) return std::nullopt;  // no table maps itself
     const uint64_t index = target >> geometry.cluster_bits;
     fitting += IsIn(orphans, state, index) || IsIn(*state.too_high, state, index) ? 1 : 0;
   }
-  return fitting * 2 > scan.allocated && !IsRefcountTable(state, cluster) ? scan.allocated : 0;
+  if (fitting * 2 <= scan.allocated || (wrong != 0 && fitting < kEnoughIfDamaged) ||
+      IsRefcountTable(state, cluster)) {
+    return std::nullopt;
+  }
+  return OrphanTable{offset, scan.allocated, wrong != 0};
 }
 
 // Looks at the start of each orphan, and at all of those that may be tables.
@@ -156,18 +166,18 @@ void OrphanSearch::LookAt(uint64_t offset, const ClusterBatch::Piece& start) {
   if (!start.complete) return;
   const auto bytes = absl::MakeConstSpan(start.bytes, start_bytes_);
   const TableScan scan = ScanTable(bytes, state_.geo(), state_.file.size_bytes());
-  if (scan.malformed != 0 || scan.outside != 0) return;
-  uint64_t mapped = 0;
+  if ((scan.malformed + scan.outside) * 2 > scan.used) return;
+  std::optional<OrphanTable> table;
   if (start_bytes_ == cluster_.size()) {
-    mapped = ClustersMapped(state_, orphans_, in_use_, bytes, offset);
+    table = AsOrphanTable(state_, orphans_, in_use_, bytes, offset);
   } else {
     bytes_read_ += cluster_.size();
     if (!state_.Read(HostOffset{offset}, absl::MakeSpan(cluster_), Structure::kDataCluster)) return;
-    mapped = ClustersMapped(state_, orphans_, in_use_, cluster_, offset);
+    table = AsOrphanTable(state_, orphans_, in_use_, cluster_, offset);
   }
-  if (mapped == 0) return;
+  if (!table) return;
   state_.memory->Take(sizeof(OrphanTable));
-  tables_.push_back({offset, mapped});
+  tables_.push_back(*table);
 }
 
 }  // namespace

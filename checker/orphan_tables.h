@@ -14,6 +14,7 @@ namespace qcow2check {
 struct OrphanTable {
   uint64_t offset_bytes = 0;
   uint64_t mapped_clusters = 0;
+  bool damaged = false;  // up to a quarter of its entries make no sense
 };
 
 // Orphans that are L2 tables, most of whose entries lead to orphans or to what is counted more

@@ -81,6 +81,34 @@ TEST(LostMappings, BehindManyLeaks) {
   ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
 }
 
+// One of the clusters that it maps holds small numbers. A refcount table leads to nothing else.
+TEST(LostMappings, OfDataThatLooksLikeRefcounts) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .virtual_size = uint64_t{4} << 20,
+       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40}}});
+  for (uint64_t i = 0; i < 40; ++i) {
+    const uint64_t guest = (kSecondTable + i) << 12;
+    SetL2Entry(image, guest, image.At(guest).host_offset);  // without COPIED, as after a snapshot
+  }
+  const uint64_t first = image.At(kSecondTable << 12).host_offset;
+  ZeroCluster(image, first);
+  for (uint64_t i = 0; i < 40; ++i) Poke16(image.bytes, first + 2 * i, 1);
+  SetL1Entry(image, 1, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
+}
+
+// The pointer to it is not all that was damaged: there is nothing to relink, but no waste either.
+TEST(LostMappings, OfATableThatIsDamagedItself) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40}}});
+  SetL2Entry(image, (kSecondTable + 7) << 12, 0x8000'0000'0001'2345);
+  SetL2Entry(image, (kSecondTable + 9) << 12, 0x8000'4000'0000'0000);
+  SetL1Entry(image, 1, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kLeakSuspicious);
+}
+
 // One bit of the pointer is wrong, and only one table fits: it is found whatever it maps.
 TEST(LostMappings, AreFoundAgainOneBitAway) {
   const ImageOptions data_file = {
