@@ -65,7 +65,7 @@ constexpr std::array<Planner, 10> kRepairKeepingEvidence = {
 };
 constexpr std::array<Planner, 2> kRepairLeaks = {PlanLoweredRefcounts, PlanCopiedFlags};
 // With a part of the image unread, more references may exist than are known, never fewer.
-constexpr std::array<Planner, 1> kRepairUnread = {PlanRaisedRefcounts};
+constexpr std::array<Planner, 1> kRepairOnlyRaising = {PlanRaisedRefcounts};
 
 Totals TotalsOf(const CheckState& state) {
   Totals totals;
@@ -133,7 +133,8 @@ std::string WhyNothing(const CheckState& state, const RepairOptions& options) {
 enum class Evidence {
   kNotNeeded,  // no orphans are left that it could be about
   kNote,       // a note in the image takes its place
-  kKeep,       // there is no room for a note: it stays as it is
+  kKeep,       // there is no room for a note: what nothing can replace stays as it is
+  kKeepAll,    // and so does what could be set right: it is all that speaks for the orphans left
 };
 
 // How a plan is made; each is tried only if the ones before lead nowhere.
@@ -146,7 +147,10 @@ struct Attempt {
 absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptions& options,
                                       const Attempt& attempt) {
   if (options.mode == RepairMode::kLeaks) return kRepairLeaks;
-  if (attempt.unread || TotalsOf(state).check_errors != 0) return kRepairUnread;
+  if (attempt.unread || TotalsOf(state).check_errors != 0 ||
+      attempt.evidence == Evidence::kKeepAll) {
+    return kRepairOnlyRaising;
+  }
   if (attempt.evidence == Evidence::kKeep) return kRepairKeepingEvidence;
   return kRepairAll;
 }
@@ -192,12 +196,12 @@ std::string WhyLeft(const Finding& finding) {
   }
 }
 
-void DeclineTheRest(const CheckState& state, const std::string& why_nothing, PlanBuilder& plan) {
+// `why`: the one reason for all of it, or empty.
+void DeclineTheRest(const CheckState& state, const std::string& why, PlanBuilder& plan) {
   for (const Finding& finding : state.findings.findings()) {
     const Tally tally = InfoOf(finding.code).tally;
     if (tally != Tally::kCorruptions && tally != Tally::kLeaks) continue;
-    plan.Decline(finding.code, finding.host_offset,
-                 why_nothing.empty() ? WhyLeft(finding) : why_nothing);
+    plan.Decline(finding.code, finding.host_offset, why.empty() ? WhyLeft(finding) : why);
   }
 }
 
@@ -251,9 +255,16 @@ bool OrphansNeedNote(const CheckState& state, const RepairOptions& options,
           (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
 }
 
-Plan Finished(const CheckState& state, const RepairOptions& options, std::string why_nothing,
-              PlanBuilder plan) {
-  DeclineTheRest(state, why_nothing, plan);
+constexpr char kNoRoomForNote[] =
+    "the header has no room for a note that unreferenced clusters are to be kept, and this is all "
+    "that shows that they may be worth something; --free-orphans repairs it, and frees them";
+
+Plan Finished(const CheckState& state, const RepairOptions& options, const Attempt& attempt,
+              std::string why_nothing, PlanBuilder plan) {
+  DeclineTheRest(
+      state,
+      attempt.evidence == Evidence::kKeepAll && why_nothing.empty() ? kNoRoomForNote : why_nothing,
+      plan);
   Plan made = std::move(plan).Take();
   // What was declined at first may have become possible later.
   std::erase_if(made.declined, [&state](const DeclinedRepair& declined) {
@@ -273,7 +284,7 @@ struct WantedReport {
   std::optional<Report> report;
 };
 
-enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kCollides, kUnread };
+enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kLosesEvidence, kCollides, kUnread };
 
 Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOptions& options,
                 const Attempt& attempt, WantedReport* wanted, Plan& made) {
@@ -326,11 +337,11 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
     // What was not seen may have spoken against it.
     if (!attempt.unread && plan.failed_reads() != failed_before) return Outcome::kUnread;
     if (plan.writes() != before) continue;
-    if (attempt.evidence == Evidence::kNotNeeded && why_nothing.empty() &&
-        OrphansNeedNote(state, options, plan)) {
-      return Outcome::kNeedsNote;
+    if (why_nothing.empty() && OrphansNeedNote(state, options, plan)) {
+      if (attempt.evidence == Evidence::kNotNeeded) return Outcome::kNeedsNote;
+      if (attempt.evidence == Evidence::kKeep) return Outcome::kLosesEvidence;
     }
-    made = Finished(state, options, std::move(why_nothing), std::move(plan));
+    made = Finished(state, options, attempt, std::move(why_nothing), std::move(plan));
     return Outcome::kMade;
   }
   made = NoEnd(file, check);
@@ -352,6 +363,9 @@ Plan PlanWith(const ImageFile& file, CheckOptions check, const RepairOptions& op
         break;
       case Outcome::kHasNoRoomForNote:
         attempt.evidence = Evidence::kKeep;
+        break;
+      case Outcome::kLosesEvidence:
+        attempt.evidence = Evidence::kKeepAll;
         break;
       case Outcome::kCollides:
         attempt.grows_in_doubt = false;
