@@ -205,11 +205,12 @@ std::vector<bool> NbdReader::FindHoles(absl::Span<const Extent> extents) const {
   }
   connection_->Run(absl::MakeSpan(requests));
   size_t i = 0;
-  for (const Question& question : questions) {
+  for (size_t asked = 0; asked < questions.size(); ++asked) {
+    const Question& question = questions[asked];
     for (; i < question.end; ++i) {
       // What the server did not tell about, or not to its end, is no hole.
       const NbdStretch* stretch = FindStretch(question.stretches, extents[i].begin_bytes);
-      holes[i] = stretch != nullptr && stretch->reads_as_zeros &&
+      holes[i] = requests[asked].status.ok() && stretch != nullptr && stretch->reads_as_zeros &&
                  stretch->end_bytes >= extents[i].end_bytes;
     }
   }

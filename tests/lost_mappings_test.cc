@@ -28,6 +28,12 @@ RepairResult Repair(MemoryFile& file, const RepairOptions& options = {.mode = Re
 // The disk's second L2 table is the one that is lost.
 constexpr uint64_t kSecondTable = 512;
 
+BuiltImage WithTwoTables() {
+  return BuildImage(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40}}});
+}
+
 void ExpectHeldBack(const std::vector<uint8_t>& bytes, FindingCode code) {
   const Report report = Check(bytes);
   EXPECT_TRUE(HasFinding(report, code));
@@ -69,24 +75,26 @@ TEST(LostMappings, OfADataFile) {
 
 // An orphan is waste only if it was looked at: here it is the last of them that is a table.
 TEST(LostMappings, BehindManyLeaks) {
-  BuiltImage image = BuildImage(
-      {.cluster_bits = 16,
-       .virtual_size = uint64_t{2} << 30,
-       .steps = {WriteClusters{.count = 1200}, WriteClusters{.first = 2 * 8192, .count = 40}}});
-  for (uint64_t i = 0; i < 1200; ++i) {
-    if (i % 64 != 5 && i != 1199) SetL2Entry(image, i << 16, 0);
+  constexpr uint64_t kTables = 36;
+  BuiltImage image =
+      BuildImage({.cluster_bits = 12,
+                  .virtual_size = uint64_t{1} << 30,
+                  .steps = {WriteClusters{.count = kTables * kSecondTable},
+                            WriteClusters{.first = kTables * kSecondTable, .count = 40}}});
+  for (uint64_t i = 0; i < kTables * kSecondTable; ++i) {
+    // Some stay, or the table would be called a torn one.
+    if (i % 64 != 5 && i % kSecondTable != kSecondTable - 1) SetL2Entry(image, i << 12, 0);
   }
-  EXPECT_EQ(Check(image.bytes).held_back.clusters, 0u);
-  SetL1Entry(image, 2, 0);
+  const Report leaks = Check(image.bytes);
+  EXPECT_EQ(leaks.held_back.clusters, 0u);
+  EXPECT_GT(leaks.totals.leaks << 12, uint64_t{64} << 20);
+  SetL1Entry(image, kTables, 0);
   ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
 }
 
 // One of the clusters that it maps holds small numbers. A refcount table leads to nothing else.
 TEST(LostMappings, OfDataThatLooksLikeRefcounts) {
-  BuiltImage image = BuildImage(
-      {.cluster_bits = 12,
-       .virtual_size = uint64_t{4} << 20,
-       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40}}});
+  BuiltImage image = WithTwoTables();
   for (uint64_t i = 0; i < 40; ++i) {
     const uint64_t guest = (kSecondTable + i) << 12;
     SetL2Entry(image, guest, image.At(guest).host_offset);  // without COPIED, as after a snapshot
@@ -100,9 +108,7 @@ TEST(LostMappings, OfDataThatLooksLikeRefcounts) {
 
 // The pointer to it is not all that was damaged: there is nothing to relink, but no waste either.
 TEST(LostMappings, OfATableThatIsDamagedItself) {
-  BuiltImage image = BuildImage(
-      {.cluster_bits = 12,
-       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 40}}});
+  BuiltImage image = WithTwoTables();
   SetL2Entry(image, (kSecondTable + 7) << 12, 0x8000'0000'0001'2345);
   SetL2Entry(image, (kSecondTable + 9) << 12, 0x8000'4000'0000'0000);
   SetL1Entry(image, 1, 0);

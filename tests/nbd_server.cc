@@ -136,7 +136,7 @@ uint64_t NbdLog::BytesOf(absl::string_view action) const {
 
 NbdLog ReadNbdLog(const std::string& path) {
   NbdLog log;
-  uint64_t reads_now = 0;
+  uint64_t reads_now = 0, extents_now = 0;
   std::ifstream lines(path);
   for (std::string line; std::getline(lines, line);) {
     // "DATE TIME connection=1 Read id=1 offset=0x0 count=0x200 ..."; at its end
@@ -145,6 +145,7 @@ NbdLog ReadNbdLog(const std::string& path) {
     if (words.size() < 4 || !absl::StartsWith(words[2], "connection=")) continue;
     if (words[3] == "Connect") ++log.connections;
     if (words[3] == "...Read") --reads_now;
+    if (words[3] == "...Extents") --extents_now;
     if (words.back() != "..." || !absl::StartsWith(words[4], "id=")) continue;
     LoggedRequest request{.action = words[3]};
     for (const std::string& word : words) {
@@ -155,6 +156,9 @@ NbdLog ReadNbdLog(const std::string& path) {
       if (part.first == "fua") request.durable = part.second == "1";
     }
     if (request.action == "Read") log.most_at_once = std::max(log.most_at_once, ++reads_now);
+    if (request.action == "Extents") {
+      log.most_extents_at_once = std::max(log.most_extents_at_once, ++extents_now);
+    }
     log.requests.push_back(std::move(request));
   }
   return log;

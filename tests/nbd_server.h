@@ -65,7 +65,8 @@ struct LoggedRequest {
 struct NbdLog {
   std::vector<LoggedRequest> requests;  // as they came in
   uint64_t connections = 0;
-  uint64_t most_at_once = 0;  // reads
+  uint64_t most_at_once = 0;          // reads
+  uint64_t most_extents_at_once = 0;  // questions about holes
 
   std::vector<LoggedRequest> Of(absl::string_view action) const;
   uint64_t BytesOf(absl::string_view action) const;
