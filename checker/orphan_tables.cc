@@ -167,14 +167,14 @@ void OrphanSearch::LookAt(uint64_t offset, const ClusterBatch::Piece& start) {
   const auto bytes = absl::MakeConstSpan(start.bytes, start_bytes_);
   const TableScan scan = ScanTable(bytes, state_.geo(), state_.file.size_bytes());
   if ((scan.malformed + scan.outside) * 2 > scan.used) return;
-  std::optional<OrphanTable> table;
-  if (start_bytes_ == cluster_.size()) {
-    table = AsOrphanTable(state_, orphans_, in_use_, bytes, offset);
-  } else {
+  auto cluster = bytes;
+  if (start_bytes_ < cluster_.size()) {
     bytes_read_ += cluster_.size();
     if (!state_.Read(HostOffset{offset}, absl::MakeSpan(cluster_), Structure::kDataCluster)) return;
-    table = AsOrphanTable(state_, orphans_, in_use_, cluster_, offset);
+    cluster = cluster_;
   }
+  const std::optional<OrphanTable> table =
+      AsOrphanTable(state_, orphans_, in_use_, cluster, offset);
   if (!table) return;
   state_.memory->Take(sizeof(OrphanTable));
   tables_.push_back(*table);

@@ -33,7 +33,7 @@ absl::btree_map<uint64_t, PatchedFile::Copy>::const_iterator PatchedFile::FirstC
 
 bool PatchedFile::NeedsBase(const ReadRequest& request) const {
   const uint64_t begin = request.offset.bytes;
-  const uint64_t end = std::min(begin + request.dst.size(), base_.size_bytes());
+  const uint64_t end = std::min(begin + request.dst.size(), base_->size_bytes());
   uint64_t page = begin / kPageBytes * kPageBytes;
   for (auto it = pages_.find(page); it != pages_.end() && it->first == page; ++it) {
     page += kPageBytes;
@@ -52,7 +52,7 @@ void PatchedFile::ReadMany(absl::Span<ReadRequest> requests) const {
   for (const ReadRequest& request : requests) {
     if (NeedsBase(request)) of_base.push_back(request);
   }
-  base_.ReadMany(absl::MakeSpan(of_base));
+  base_->ReadMany(absl::MakeSpan(of_base));
   auto read = of_base.begin();
   for (ReadRequest& request : requests) {
     if (NeedsBase(request)) {
@@ -77,8 +77,8 @@ absl::Status PatchedFile::PutCopies(HostOffset offset, absl::Span<uint8_t> dst) 
     const Overlap part = OverlapOf(to, copy.length_bytes, offset.bytes, dst.size());
     if (part.empty()) continue;
     absl::Status status =
-        base_.ReadAt(HostOffset{copy.from_bytes + (part.begin - to)},
-                     dst.subspan(part.begin - offset.bytes, part.end - part.begin));
+        base_->ReadAt(HostOffset{copy.from_bytes + (part.begin - to)},
+                      dst.subspan(part.begin - offset.bytes, part.end - part.begin));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -106,20 +106,20 @@ std::vector<bool> PatchedFile::FindHoles(absl::Span<const Extent> extents) const
   for (size_t i = 0; i < extents.size(); ++i) {
     const Extent& extent = extents[i];
     if (IsPatched(extent.begin_bytes, extent.end_bytes - extent.begin_bytes)) continue;
-    const Extent in_base = {extent.begin_bytes, std::min(extent.end_bytes, base_.size_bytes())};
+    const Extent in_base = {extent.begin_bytes, std::min(extent.end_bytes, base_->size_bytes())};
     holes[i] = in_base.empty();
     if (in_base.empty()) continue;
     of_base.push_back(in_base);
     asked.push_back(i);
   }
-  const std::vector<bool> holes_of_base = base_.FindHoles(of_base);
+  const std::vector<bool> holes_of_base = base_->FindHoles(of_base);
   for (size_t i = 0; i < asked.size(); ++i) holes[asked[i]] = holes_of_base[i];
   return holes;
 }
 
 Extent PatchedFile::NextData(HostOffset offset) const {
   if (offset.bytes >= size_bytes_) return {offset.bytes, offset.bytes};
-  Extent next = base_.NextData(offset);
+  Extent next = base_->NextData(offset);
   if (next.empty()) next = {size_bytes_, size_bytes_};
   const auto take = [&next](uint64_t begin, uint64_t end) {
     // What lies between two stretches of data may be read as data, too.

@@ -23,14 +23,14 @@ namespace qcow2check {
 class PatchedFile : public ImageFile {
  public:
   // `base` must outlive this object.
-  explicit PatchedFile(const ImageFile& base) : base_(base), size_bytes_(base.size_bytes()) {}
+  explicit PatchedFile(const ImageFile& base) : base_(&base), size_bytes_(base.size_bytes()) {}
 
   uint64_t size_bytes() const override { return size_bytes_; }
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override;
   void ReadMany(absl::Span<ReadRequest> requests) const override;
-  bool is_remote() const override { return base_.is_remote(); }
-  absl::Status availability() const override { return base_.availability(); }
-  uint64_t allocated_bytes() const override { return base_.allocated_bytes(); }
+  bool is_remote() const override { return base_->is_remote(); }
+  absl::Status availability() const override { return base_->availability(); }
+  uint64_t allocated_bytes() const override { return base_->allocated_bytes(); }
   bool IsHole(const Extent& extent) const override;
   std::vector<bool> FindHoles(absl::Span<const Extent> extents) const override;
   Extent NextData(HostOffset offset) const override;
@@ -70,7 +70,7 @@ class PatchedFile : public ImageFile {
   // The first copy that ends behind `offset_bytes`.
   absl::btree_map<uint64_t, Copy>::const_iterator FirstCopy(uint64_t offset_bytes) const;
 
-  const ImageFile& base_;
+  const ImageFile* base_;
   uint64_t size_bytes_;
   std::shared_ptr<std::atomic<uint64_t>> failed_reads_ = std::make_shared<std::atomic<uint64_t>>(0);
   // By offset, a multiple of the page size. Never changed while shared.

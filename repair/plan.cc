@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -22,6 +23,8 @@ constexpr uint64_t kFindingsAtOnce = 1u << 16;
 // before. A repair that finds no end is none.
 constexpr int kMostRounds = 2000;
 constexpr int kMostRoundsWithoutProgress = 64;
+// What one part of a plan makes possible, the next one does; it is seldom that a third has a turn.
+constexpr int kMostParts = 16;
 
 using Planner = void (*)(CheckState&, PlanBuilder&);
 
@@ -137,11 +140,17 @@ enum class Evidence {
   kKeepAll,    // and so does what could be set right: it is all that speaks for the orphans left
 };
 
-// How a plan is made; each is tried only if the ones before lead nowhere.
+// How a part of a plan is made; each is tried only if the ones before lead nowhere.
 struct Attempt {
   Evidence evidence = Evidence::kNotNeeded;
   bool grows_in_doubt = true;
   bool unread = false;  // what the planners would have had to look at cannot be read
+
+  // Something is left undone that may be possible once the rest is done.
+  bool IsRestricted() const {
+    return evidence == Evidence::kKeep || evidence == Evidence::kKeepAll || !grows_in_doubt ||
+           unread;
+  }
 };
 
 absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptions& options,
@@ -286,9 +295,17 @@ struct WantedReport {
 
 enum class Outcome { kMade, kNeedsNote, kHasNoRoomForNote, kLosesEvidence, kCollides, kUnread };
 
-Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOptions& options,
-                const Attempt& attempt, WantedReport* wanted, Plan& made) {
-  PlanBuilder plan(file, options, attempt.grows_in_doubt);
+// A plan up to the end of one of its parts.
+struct Made {
+  Plan plan;
+  uint64_t writes = 0;
+  std::unique_ptr<PlanBuilder> unfinished;  // to go on from, if the part was restricted
+};
+
+Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuilder& earlier,
+                const Attempt& attempt, WantedReport* wanted, Made& made) {
+  const RepairOptions& options = earlier.options();
+  PlanBuilder plan = earlier.NextPart(attempt.grows_in_doubt);
   bool is_new_l1 = true;
   uint64_t fewest_errors = kSaturated;
   int least_round = 0;
@@ -300,7 +317,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
       wanted->report = ReportOf(state, state.findings.FirstOf(wanted->max_findings));
     }
     if (state.stop_reason() != StopReason::kNone) {
-      made = NotExamined(file, state);
+      made.plan = NotExamined(file, state);
       return Outcome::kMade;
     }
     std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
@@ -341,23 +358,26 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const RepairOp
       if (attempt.evidence == Evidence::kNotNeeded) return Outcome::kNeedsNote;
       if (attempt.evidence == Evidence::kKeep) return Outcome::kLosesEvidence;
     }
-    made = Finished(state, options, attempt, std::move(why_nothing), std::move(plan));
+    made.writes = plan.writes();
+    if (attempt.IsRestricted() && plan.writes() != earlier.writes()) {
+      made.unfinished = std::make_unique<PlanBuilder>(plan);
+    }
+    made.plan = Finished(state, options, attempt, std::move(why_nothing), std::move(plan));
     return Outcome::kMade;
   }
-  made = NoEnd(file, check);
+  made.plan = NoEnd(file, check);
   return Outcome::kMade;
 }
 
-Plan PlanWith(const ImageFile& file, CheckOptions check, const RepairOptions& options,
+// The next part of a plan, after what is in `earlier`.
+Made MakePart(const ImageFile& file, const CheckOptions& check, const PlanBuilder& earlier,
               WantedReport* wanted) {
-  check.max_findings = kFindingsAtOnce;
-  check.verify_data = false;
   Attempt attempt;
-  Plan plan;
+  Made made;
   for (;;) {
-    switch (TryPlan(file, check, options, attempt, wanted, plan)) {
+    switch (TryPlan(file, check, earlier, attempt, wanted, made)) {
       case Outcome::kMade:
-        return plan;
+        return made;
       case Outcome::kNeedsNote:
         attempt.evidence = Evidence::kNote;
         break;
@@ -375,6 +395,20 @@ Plan PlanWith(const ImageFile& file, CheckOptions check, const RepairOptions& op
         break;
     }
   }
+}
+
+Plan PlanWith(const ImageFile& file, CheckOptions check, const RepairOptions& options,
+              WantedReport* wanted) {
+  check.max_findings = kFindingsAtOnce;
+  check.verify_data = false;
+  Made made = MakePart(file, check, PlanBuilder(file, options), wanted);
+  // One repair is enough: what stood in the way of something may be gone when the plan is done.
+  for (int parts = 1; made.unfinished != nullptr && parts < kMostParts; ++parts) {
+    Made more = MakePart(file, check, *made.unfinished, nullptr);
+    if (!more.plan.refused.empty() || more.writes == made.writes) break;
+    made = std::move(more);
+  }
+  return std::move(made.plan);
 }
 
 }  // namespace

@@ -12,9 +12,10 @@ namespace qcow2check {
 // Plans the repair of the image in `file`. Damage is repaired on a copy in memory of what changes
 // (PatchedFile), which is checked again after each kind of repair until nothing is left that could
 // be proven; so what the plan leads to has been checked before a byte is written. The same image
-// gives the same plan. Memory: the bytes that change, before and after. Cost: a check for each kind
-// of damage that there is, and one or two. An empty plan if there is nothing to do; what is left
-// undone is in `declined`.
+// gives the same plan, and one repair is enough: what only the end of a plan makes possible is a
+// part of it. Memory: the bytes that change, before and after, and once more if there are such
+// parts. Cost: a check for each kind of damage that there is, and one or two. An empty plan if
+// there is nothing to do; what is left undone is in `declined`.
 Plan MakePlan(const ImageFile& file, const RepairOptions& options);
 
 struct PlanAndReport {

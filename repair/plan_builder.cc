@@ -53,13 +53,24 @@ PlanReason ReasonFor(const Finding& finding, std::string text) {
   return {finding.code, finding.host_offset, info.action, info.safety, std::move(text)};
 }
 
-PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options, bool grows_in_doubt)
-    : file_(file),
-      options_(options),
-      grows_in_doubt_(grows_in_doubt),
+PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options)
+    : options_(options),
       image_(file),
+      part_{.before = image_},
       copies_left_bytes_(SaturatingAdd(file.allocated_bytes(), kExtraCopyBytes)) {
   plan_.old_size_bytes = file.size_bytes();
+}
+
+PlanBuilder PlanBuilder::NextPart(bool grows_in_doubt) const {
+  PlanBuilder next = *this;
+  next.part_ = {.before = next.image_,
+                .grows_in_doubt = grows_in_doubt,
+                .first_step = steps_.size(),
+                .refcounts_first = writes_ == 0};
+  next.plan_.declined.clear();
+  next.flush_before_loss_ = false;
+  next.Flush();
+  return next;
 }
 
 void PlanBuilder::Flush() { new_step_ = true; }
@@ -96,7 +107,7 @@ std::vector<PlannedWrite> PlanBuilder::MakeWrites(uint64_t offset_bytes,
     return {};
   }
   ++writes_;
-  gives_up_evidence_ |=
+  part_.gives_up_evidence |=
       reason.safety == RepairSafety::kLossy || reason.action == RepairAction::kCopyOut;
   return writes;
 }
@@ -137,7 +148,7 @@ size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) con
   const uint64_t end = offset_bytes + length_bytes;
   const bool is_new = end > EndOfFirst();
   size_t behind = steps_.size();
-  while (behind != 0) {
+  while (behind != part_.first_step) {
     const BuiltStep& built = steps_[behind - 1];
     if (is_new && built.step.grow_to_bytes) break;
     if (built.touched.Touches(offset_bytes, end)) break;
@@ -156,7 +167,7 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
     Decline(reason.code, reason.finding_offset, kBehindEndOfDevice);
     return;
   }
-  const bool comes_first = refcounts_first_ && (completes_cluster || end <= EndOfFirst());
+  const bool comes_first = part_.refcounts_first && (completes_cluster || end <= EndOfFirst());
   const size_t behind = comes_first ? 0 : StepBehind(offset_bytes, bytes.size());
   if (!comes_first && behind == steps_.size()) {
     Write(offset_bytes, bytes, reason);
@@ -172,11 +183,11 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
     std::move(writes.begin(), writes.end(), std::back_inserter(first_.writes));
     return;
   }
-  if (!raising_step_ || *raising_step_ < behind) {
+  if (!part_.raising_step || *part_.raising_step < behind) {
     steps_.emplace(steps_.begin() + static_cast<int64_t>(behind));
-    raising_step_ = behind;
+    part_.raising_step = behind;
   }
-  for (PlannedWrite& write : writes) steps_[*raising_step_].Add(std::move(write));
+  for (PlannedWrite& write : writes) steps_[*part_.raising_step].Add(std::move(write));
 }
 
 void PlanBuilder::WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
@@ -205,11 +216,10 @@ void PlanBuilder::CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t 
                                const PlanReason& reason) {
   copies_left_bytes_ -= std::min(copies_left_bytes_, length_bytes);
   std::vector<uint8_t> bytes(length_bytes);
-  const absl::Status status = file_.ReadAt(HostOffset{from_bytes}, absl::MakeSpan(bytes));
+  const absl::Status status = part_.before.ReadAt(HostOffset{from_bytes}, absl::MakeSpan(bytes));
   if (status.ok()) {
     Write(to_bytes, bytes, reason);
   } else {
-    ++failed_reads_;
     Decline(reason.code, reason.finding_offset, std::string(status.message()));
   }
 }
@@ -238,7 +248,7 @@ void PlanBuilder::TakeBackGrowth(uint64_t size_bytes) {
 void PlanBuilder::Decline(FindingCode code, std::optional<HostOffset> host_offset,
                           std::string reason) {
   const uint64_t place = host_offset ? host_offset->bytes : kSaturated;
-  if (!declined_.insert({code, place}).second) return;
+  if (!part_.declined.insert({code, place}).second) return;
   plan_.declined.push_back({code, host_offset, std::move(reason)});
 }
 
@@ -247,7 +257,7 @@ std::vector<uint64_t> PlanBuilder::OldBlocksNear(uint64_t offset_bytes,
   const uint64_t own = (offset_bytes >> geometry.cluster_bits) / geometry.refcount_block_entries();
   std::vector<uint64_t> near;
   for (const uint64_t index : {own, own + 1}) {
-    if (old_blocks_.contains(index)) near.push_back(index);
+    if (part_.old_blocks.contains(index)) near.push_back(index);
   }
   return near;
 }

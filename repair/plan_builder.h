@@ -22,35 +22,40 @@ namespace qcow2check {
 
 class PlanBuilder {
  public:
-  // `file` must outlive this object. `grows_in_doubt`: new structures may lie behind the end of the
-  // file even if tables that are not found yet may lead there.
-  PlanBuilder(const ImageFile& file, const RepairOptions& options, bool grows_in_doubt = true);
+  // `file` must outlive this object.
+  PlanBuilder(const ImageFile& file, const RepairOptions& options);
+
+  // A builder with all that is planned here, for another part of the plan, which begins with what
+  // the image will be then, as a repair after this one would, and is written behind it.
+  // `grows_in_doubt`: new structures may lie behind the end of the file even if tables that are not
+  // found yet may lead there.
+  PlanBuilder NextPart(bool grows_in_doubt) const;
 
   const RepairOptions& options() const { return options_; }
   // The image as it will be after all writes so far.
   const PatchedFile& image() const { return image_; }
-  bool grows_in_doubt() const { return grows_in_doubt_; }
-  // The length of the file before the repair.
-  uint64_t old_size_bytes() const { return plan_.old_size_bytes; }
+  bool grows_in_doubt() const { return part_.grows_in_doubt; }
+  // The length of the file before this part of the plan.
+  uint64_t old_size_bytes() const { return part_.before.size_bytes(); }
   // Whether the repair removes what shows that orphans may be the only copy of something: damaged
   // pointers, or that two guest ranges share a cluster.
-  bool removes_evidence() const { return expects_losses_ || gives_up_evidence_; }
+  bool removes_evidence() const { return part_.expects_losses || part_.gives_up_evidence; }
   // The same, but only what the writes planned so far remove.
-  bool gives_up_evidence() const { return gives_up_evidence_; }
+  bool gives_up_evidence() const { return part_.gives_up_evidence; }
   // Set if the image had damaged pointers before the repair: orphans may be what they led to.
-  void ExpectLosses() { expects_losses_ = true; }
+  void ExpectLosses() { part_.expects_losses = true; }
   // Whether the file had been cut off before the repair, whatever the repair has set right by now.
-  void SetCutOff(bool was_cut_off) { was_cut_off_ = was_cut_off; }
-  bool was_cut_off() const { return was_cut_off_; }
+  void SetCutOff(bool was_cut_off) { part_.was_cut_off = was_cut_off; }
+  bool was_cut_off() const { return part_.was_cut_off; }
   // Ranges of refcounts, by their index in the refcount table, that had a block which cannot be
   // found any more and was made anew: orphans may be the old blocks.
-  void ExpectOldBlock(uint64_t table_index) { old_blocks_.insert(table_index); }
-  const absl::btree_set<uint64_t>& old_blocks() const { return old_blocks_; }
+  void ExpectOldBlock(uint64_t table_index) { part_.old_blocks.insert(table_index); }
+  const absl::btree_set<uint64_t>& old_blocks() const { return part_.old_blocks; }
   // Those that the block at `offset_bytes` may have been of: writers put a block into its own
   // range, or at the end of the one before.
   std::vector<uint64_t> OldBlocksNear(uint64_t offset_bytes, const Geometry& geometry) const;
   // Grows with each read that fails, by way of this object or of image().
-  uint64_t failed_reads() const { return image_.failed_reads() + failed_reads_; }
+  uint64_t failed_reads() const { return image_.failed_reads(); }
   // Grows with each write that changes something.
   uint64_t writes() const { return writes_; }
   // How much more may be copied: no accident shares more than the image has.
@@ -71,14 +76,14 @@ class PlanBuilder {
   // that needs them.
   void WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
   // From now on refcounts are written otherwise, too, so that the same bytes have to be looked for.
-  void EndRefcountsFirst() { refcounts_first_ = false; }
+  void EndRefcountsFirst() { part_.refcounts_first = false; }
   // Only when a check has shown that all the rest is right.
   void WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
   // Copies a cluster of guest data, which the plan changes nowhere, to where only zeros are now.
   void CopyData(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
                 const PlanReason& reason);
-  // Copies what the file has now, before the repair, even if the plan changes it there: bytes that
-  // the guest reads as data and that are metadata, too.
+  // Copies what is there before this part of the plan, even if the part changes it: bytes that the
+  // guest reads as data and that are metadata, too.
   void CopyOriginal(uint64_t from_bytes, uint64_t to_bytes, uint64_t length_bytes,
                     const PlanReason& reason);
   // Makes the file at least this long, before the writes of the current step.
@@ -106,38 +111,42 @@ class PlanBuilder {
     }
   };
 
+  // What is known of the image as a part of the plan finds it, and what is only for that part.
+  struct Part {
+    PatchedFile before;
+    bool grows_in_doubt = true;
+    size_t first_step = 0;  // in steps_
+    bool refcounts_first = true;
+    std::optional<size_t> raising_step;  // the last that WriteFirst put between others
+    bool expects_losses = false;
+    bool was_cut_off = false;
+    bool gives_up_evidence = false;
+    absl::btree_set<uint64_t> old_blocks;
+    absl::flat_hash_set<std::pair<FindingCode, uint64_t>> declined;
+  };
+
   BuiltStep& CurrentStep();
   // How long the file is before all steps_.
-  uint64_t EndOfFirst() const { return first_.grow_to_bytes.value_or(file_.size_bytes()); }
-  // The position in steps_ behind the last step that writes any of these bytes, or makes the file
-  // long enough for them.
+  uint64_t EndOfFirst() const { return first_.grow_to_bytes.value_or(plan_.old_size_bytes); }
+  // The position in steps_ behind the last step of this part that writes any of these bytes, or
+  // makes the file long enough for them.
   size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
   // The write, in image_ already, a part for each stretch of sectors that changes; nothing if the
   // bytes are there, or what is there cannot be read.
   std::vector<PlannedWrite> MakeWrites(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,
                                        const PlanReason& reason);
 
-  const ImageFile& file_;
   const RepairOptions options_;
-  const bool grows_in_doubt_;
   PatchedFile image_;
+  Part part_;
   PlanStep first_;
   std::vector<BuiltStep> steps_;
   bool new_step_ = true;
   bool flush_before_loss_ = false;
-  bool refcounts_first_ = true;
-  std::optional<size_t> raising_step_;  // the last that WriteFirst put between others
-  bool expects_losses_ = false;
-  bool was_cut_off_ = false;
-  bool gives_up_evidence_ = false;
-  absl::btree_set<uint64_t> old_blocks_;
-
   uint64_t writes_ = 0;
   uint64_t copies_left_bytes_;
-  uint64_t failed_reads_ = 0;  // of the file as it was
   std::vector<Extent> freed_;
   GuestRanges lost_;
-  absl::flat_hash_set<std::pair<FindingCode, uint64_t>> declined_;
   Plan plan_;
 };
 
