@@ -165,17 +165,20 @@ absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptio
 }
 
 // Freed clusters that are free when all is done: not those whose refcount could not be written, nor
-// those that something refers to by then. A snapshot table that cannot be read is no reference, but
-// zeros in its place would be read as snapshots.
+// those that something refers to by then. A snapshot table or an L1 table that cannot be read is no
+// reference, but zeros in its place would be read as snapshots or entries.
 std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState& state) {
   const uint64_t size = state.geo().cluster_size();
   const uint64_t snapshot_table =
       state.header.nb_snapshots == 0 ? 0 : state.header.snapshots_offset / size * size;
+  const uint64_t l1_begin = state.header.l1_table_offset / size * size;
+  const uint64_t l1_end =
+      SaturatingAdd(state.header.l1_table_offset, uint64_t{state.header.l1_size} * 8);
   std::vector<Extent> free;
   for (const Extent& extent : freed) {
     for (uint64_t at = extent.begin_bytes; at < extent.end_bytes; at += size) {
       if (state.expected->Get(at / size) != 0 || state.mismatched->Contains(at / size) ||
-          at == snapshot_table) {
+          at == snapshot_table || (at >= l1_begin && at < l1_end)) {
         continue;
       }
       if (!free.empty() && free.back().end_bytes == at) {

@@ -167,8 +167,10 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
     Decline(reason.code, reason.finding_offset, kBehindEndOfDevice);
     return;
   }
-  const bool comes_first = part_.refcounts_first && (completes_cluster || end <= EndOfFirst());
-  const size_t behind = comes_first ? 0 : StepBehind(offset_bytes, bytes.size());
+  const size_t behind = StepBehind(offset_bytes, bytes.size());
+  // A refcount block that was made anew inside the file must be there before.
+  const bool comes_first =
+      part_.refcounts_first && behind == 0 && (completes_cluster || end <= EndOfFirst());
   if (!comes_first && behind == steps_.size()) {
     Write(offset_bytes, bytes, reason);
     return;
