@@ -209,13 +209,13 @@ std::string LeftText(const LeftGroup& group, bool colour) {
                       items);
 }
 
-// The findings of one status, by code and reason; empty if there are none.
 // Clusters that are kept, not what makes that necessary.
 bool IsHeldBack(const Finding& finding) {
   const FindingCodeInfo& info = InfoOf(finding.code);
   return info.action == RepairAction::kHoldBack && info.severity == Severity::kLeak;
 }
 
+// The findings of one status, by code and reason; empty if there are none.
 std::string LeftsText(const RepairOutcome& outcome, RepairStatus status, absl::string_view heading,
                       bool colour) {
   std::vector<LeftGroup> groups;
@@ -246,6 +246,20 @@ std::string OrphansText(const Report& report) {
                                  2));
 }
 
+// Why --free-orphans has not freed them.
+std::string WhyNotFreedText(const Plan& plan) {
+  std::string text;
+  size_t listed = 0;
+  for (const DeclinedRepair& declined : plan.declined) {
+    if (declined.code != FindingCode::kLeakSuspicious || !declined.host_offset) continue;
+    if (++listed > kShownPerCode) continue;
+    absl::StrAppend(&text, Item(absl::StrFormat("at 0x%x: %s", declined.host_offset->bytes,
+                                                Printable(declined.reason)),
+                                2));
+  }
+  return text;
+}
+
 std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) {
   const RepairResult& result = outcome.result;
   const HeldBack& held = outcome.dry_run ? result.plan.held_back : result.after.held_back;
@@ -258,6 +272,7 @@ std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) 
       why.empty() ? "" : ": ", Printable(why), ". They keep their refcounts."));
   // After a repair the report of what is left lists them.
   if (outcome.dry_run) absl::StrAppend(&text, OrphansText(result.before));
+  if (outcome.options.free_orphans) return absl::StrCat(text, WhyNotFreedText(result.plan));
   return absl::StrCat(
       text, CommandParagraph("Once you are sure that nobody misses them, this frees them:",
                              CommandLine("--repair --free-orphans", {path})));

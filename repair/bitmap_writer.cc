@@ -59,7 +59,6 @@ void BitmapWriter::WriteDirectory(const BitmapsPlace& place, const std::vector<B
     directory.insert(directory.end(), bytes.begin(), bytes.end());
   }
   const int bits = state_.geo().cluster_bits;
-  plan_.EndRefcountsFirst();
   RefcountStructures structures(state_, plan_);
   const std::optional<uint64_t> first =
       structures.space().Take(DivideRoundingUp(directory.size(), state_.geo().cluster_size()));

@@ -25,6 +25,7 @@ class ExtentSet {
     ends_[begin_bytes] = end_bytes;
   }
 
+  bool empty() const { return ends_.empty(); }
   // Whether any byte of [begin, end) is in the set.
   bool Touches(uint64_t begin_bytes, uint64_t end_bytes) const {
     auto it = ends_.upper_bound(begin_bytes);

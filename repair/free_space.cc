@@ -30,6 +30,7 @@ std::optional<uint64_t> FreeSpace::TakeAtEnd(uint64_t count) {
   const uint64_t size = state_.geo().cluster_size();
   const uint64_t first =
       BehindCutOffSnapshotTable(DivideRoundingUp(plan_.image().size_bytes(), size), count);
+  if (uncounted_.Touches(first * size, (first + count) * size)) return std::nullopt;
   // Where a damaged pointer leads, our structures would look like what it points to.
   for (uint64_t i = 0; i < count; ++i) {
     if (first + i < state_.tracked_clusters && state_.past_end->Contains(first + i)) {
@@ -97,6 +98,7 @@ bool FreeSpace::IsFree(uint64_t cluster) const {
     return false;
   }
   const uint64_t size = state_.geo().cluster_size();
+  if (uncounted_.Touches(cluster * size, (cluster + 1) * size)) return false;
   return (nothing_lost_ && refcounts_.HasBlockFor(cluster)) ||
          ReadsAsZeros(plan_.image(), cluster * size, size);
 }

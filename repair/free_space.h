@@ -12,8 +12,10 @@
 #include "absl/container/btree_map.h"
 #include "checker/check_state.h"
 #include "common/checked_math.h"
+#include "repair/extent_set.h"
 #include "repair/plan_builder.h"
 #include "repair/stored_refcounts.h"
+#include "repair/uncounted_tables.h"
 
 namespace qcow2check {
 
@@ -24,6 +26,7 @@ class FreeSpace {
       : state_(state),
         plan_(plan),
         refcounts_(refcounts),
+        uncounted_(UncountedTables(state)),
         nothing_lost_(state.coverage.complete() && state.held_back.clusters == 0 &&
                       !HasLostPointers(state) && !plan.removes_evidence()) {}
 
@@ -49,6 +52,7 @@ class FreeSpace {
   const CheckState& state_;
   PlanBuilder& plan_;
   const StoredRefcounts& refcounts_;
+  const ExtentSet uncounted_;
   const bool nothing_lost_;
   absl::btree_map<uint64_t, uint64_t> taken_;
   uint64_t next_inside_ = 1;         // no single cluster in front of it is free

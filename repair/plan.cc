@@ -13,6 +13,7 @@
 #include "common/limits.h"
 #include "repair/plan_builder.h"
 #include "repair/planners.h"
+#include "repair/uncounted_tables.h"
 
 namespace qcow2check {
 namespace {
@@ -165,22 +166,13 @@ absl::Span<const Planner> PlannersFor(const CheckState& state, const RepairOptio
 }
 
 // Freed clusters that are free when all is done: not those whose refcount could not be written, nor
-// those that something refers to by then. A snapshot table or an L1 table that cannot be read is no
-// reference, but zeros in its place would be read as snapshots or entries.
+// those that something refers to by then.
 std::vector<Extent> StillFree(const std::vector<Extent>& freed, const CheckState& state) {
   const uint64_t size = state.geo().cluster_size();
-  const uint64_t snapshot_table =
-      state.header.nb_snapshots == 0 ? 0 : state.header.snapshots_offset / size * size;
-  const uint64_t l1_begin = state.header.l1_table_offset / size * size;
-  const uint64_t l1_end =
-      SaturatingAdd(state.header.l1_table_offset, uint64_t{state.header.l1_size} * 8);
   std::vector<Extent> free;
   for (const Extent& extent : freed) {
     for (uint64_t at = extent.begin_bytes; at < extent.end_bytes; at += size) {
-      if (state.expected->Get(at / size) != 0 || state.mismatched->Contains(at / size) ||
-          at == snapshot_table || (at >= l1_begin && at < l1_end)) {
-        continue;
-      }
+      if (state.expected->Get(at / size) != 0 || state.mismatched->Contains(at / size)) continue;
       if (!free.empty() && free.back().end_bytes == at) {
         free.back().end_bytes += size;
       } else {
@@ -244,6 +236,8 @@ Plan NotExamined(const ImageFile& file, const CheckState& state) {
 // the file was cut off, and the pointer was in a table that had not been found by then.
 bool LeadsBehindOldEnd(const CheckState& state, const PlanBuilder& plan) {
   const uint64_t old_end = RoundUp(plan.old_size_bytes(), state.geo().cluster_size());
+  const uint64_t end = state.file.size_bytes();
+  if (end > old_end && UncountedTables(state).Touches(old_end, end)) return true;
   for (const Finding& finding : state.findings.findings()) {
     switch (finding.code) {
       case FindingCode::kDataOnMetadata:

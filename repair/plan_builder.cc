@@ -63,10 +63,7 @@ PlanBuilder::PlanBuilder(const ImageFile& file, const RepairOptions& options)
 
 PlanBuilder PlanBuilder::NextPart(bool grows_in_doubt) const {
   PlanBuilder next = *this;
-  next.part_ = {.before = next.image_,
-                .grows_in_doubt = grows_in_doubt,
-                .first_step = steps_.size(),
-                .refcounts_first = writes_ == 0};
+  next.part_ = {.before = next.image_, .grows_in_doubt = grows_in_doubt};
   next.plan_.declined.clear();
   next.flush_before_loss_ = false;
   next.Flush();
@@ -148,7 +145,7 @@ size_t PlanBuilder::StepBehind(uint64_t offset_bytes, uint64_t length_bytes) con
   const uint64_t end = offset_bytes + length_bytes;
   const bool is_new = end > EndOfFirst();
   size_t behind = steps_.size();
-  while (behind != part_.first_step) {
+  while (behind != 0) {
     const BuiltStep& built = steps_[behind - 1];
     if (is_new && built.step.grow_to_bytes) break;
     if (built.touched.Touches(offset_bytes, end)) break;
@@ -168,9 +165,7 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
     return;
   }
   const size_t behind = StepBehind(offset_bytes, bytes.size());
-  // A refcount block that was made anew inside the file must be there before.
-  const bool comes_first =
-      part_.refcounts_first && behind == 0 && (completes_cluster || end <= EndOfFirst());
+  const bool comes_first = behind == 0 && (completes_cluster || end <= EndOfFirst());
   if (!comes_first && behind == steps_.size()) {
     Write(offset_bytes, bytes, reason);
     return;
@@ -185,11 +180,11 @@ void PlanBuilder::WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> by
     std::move(writes.begin(), writes.end(), std::back_inserter(first_.writes));
     return;
   }
-  if (!part_.raising_step || *part_.raising_step < behind) {
+  if (!raising_step_ || *raising_step_ < behind) {
     steps_.emplace(steps_.begin() + static_cast<int64_t>(behind));
-    part_.raising_step = behind;
+    raising_step_ = behind;
   }
-  for (PlannedWrite& write : writes) steps_[*part_.raising_step].Add(std::move(write));
+  for (PlannedWrite& write : writes) steps_[*raising_step_].Add(std::move(write));
 }
 
 void PlanBuilder::WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes,

@@ -26,7 +26,7 @@ class PlanBuilder {
   PlanBuilder(const ImageFile& file, const RepairOptions& options);
 
   // A builder with all that is planned here, for another part of the plan, which begins with what
-  // the image will be then, as a repair after this one would, and is written behind it.
+  // the image will be then, as a repair after this one would.
   // `grows_in_doubt`: new structures may lie behind the end of the file even if tables that are not
   // found yet may lead there.
   PlanBuilder NextPart(bool grows_in_doubt) const;
@@ -75,8 +75,6 @@ class PlanBuilder {
   // that writes the same bytes. For refcounts that are raised: they are on disk before any pointer
   // that needs them.
   void WriteFirst(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
-  // From now on refcounts are written otherwise, too, so that the same bytes have to be looked for.
-  void EndRefcountsFirst() { part_.refcounts_first = false; }
   // Only when a check has shown that all the rest is right.
   void WriteLast(uint64_t offset_bytes, absl::Span<const uint8_t> bytes, const PlanReason& reason);
   // Copies a cluster of guest data, which the plan changes nowhere, to where only zeros are now.
@@ -115,9 +113,6 @@ class PlanBuilder {
   struct Part {
     PatchedFile before;
     bool grows_in_doubt = true;
-    size_t first_step = 0;  // in steps_
-    bool refcounts_first = true;
-    std::optional<size_t> raising_step;  // the last that WriteFirst put between others
     bool expects_losses = false;
     bool was_cut_off = false;
     bool gives_up_evidence = false;
@@ -128,8 +123,8 @@ class PlanBuilder {
   BuiltStep& CurrentStep();
   // How long the file is before all steps_.
   uint64_t EndOfFirst() const { return first_.grow_to_bytes.value_or(plan_.old_size_bytes); }
-  // The position in steps_ behind the last step of this part that writes any of these bytes, or
-  // makes the file long enough for them.
+  // The position in steps_ behind the last step that writes any of these bytes, or makes the file
+  // long enough for them.
   size_t StepBehind(uint64_t offset_bytes, uint64_t length_bytes) const;
   // The write, in image_ already, a part for each stretch of sectors that changes; nothing if the
   // bytes are there, or what is there cannot be read.
@@ -143,6 +138,7 @@ class PlanBuilder {
   std::vector<BuiltStep> steps_;
   bool new_step_ = true;
   bool flush_before_loss_ = false;
+  std::optional<size_t> raising_step_;  // the last that WriteFirst put between others
   uint64_t writes_ = 0;
   uint64_t copies_left_bytes_;
   std::vector<Extent> freed_;

@@ -78,7 +78,6 @@ void OwnClusterPlanner::Run() {
   if (!structures_.Commit(*why)) return;
   for (const Switch& entry : switches_) plan_.Write64(entry.place_bytes, entry.entry, entry.reason);
   plan_.Flush();
-  plan_.EndRefcountsFirst();
   for (const auto& [cluster, references] : released_) {
     const uint64_t stored = structures_.stored_refcount(cluster);
     if (state_.expected->Get(cluster) > geometry_.refcount_max() || stored <= references) continue;

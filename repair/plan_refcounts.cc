@@ -14,6 +14,7 @@
 #include "repair/planners.h"
 #include "repair/refcount_structures.h"
 #include "repair/stored_refcounts.h"
+#include "repair/uncounted_tables.h"
 
 namespace qcow2check {
 namespace {
@@ -173,7 +174,6 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
   PlanReason reason = ReasonFor(*why, "new refcount structures, made from the mapping tables");
   reason.action = RepairAction::kRebuildRefcounts;
   reason.safety = RepairSafety::kLossless;
-  plan.EndRefcountsFirst();
   structures.Commit(reason);
 }
 
@@ -226,6 +226,32 @@ void FreeOldRefcounts(const CheckState& state, PlanBuilder& plan, StoredRefcount
   }
 }
 
+// Lowers what `finding` has found, but for clusters of `kept`.
+void Lower(const CheckState& state, const Finding& finding, const PlanReason& reason,
+           const ExtentSet& kept, StoredRefcounts& stored, PlanBuilder& plan) {
+  const uint64_t size = state.geo().cluster_size();
+  const uint64_t refcount = finding.expected.value_or(0);
+  const auto lower = [&](uint64_t begin, uint64_t end) {
+    if (begin == end) return;
+    stored.Set(begin, end - begin, refcount, reason);
+    if (refcount == 0 && begin < state.file_clusters) plan.AddFreed({begin * size, end * size});
+  };
+  const uint64_t first = FirstCluster(state, finding);
+  const uint64_t end = first + finding.clusters;
+  uint64_t begin = first;
+  for (uint64_t cluster = first; cluster < end && !kept.empty(); ++cluster) {
+    if (!kept.Touches(cluster * size, (cluster + 1) * size)) continue;
+    if (cluster == first || cluster != begin) {
+      plan.Decline(
+          finding.code, HostOffset{cluster * size},
+          "kept: the header or a snapshot leads to a table here that cannot be read whole");
+    }
+    lower(begin, cluster);
+    begin = cluster + 1;
+  }
+  lower(begin, end);
+}
+
 }  // namespace
 
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
@@ -235,8 +261,8 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   // needed for them, too, where the same repair gave something up.
   const bool orphans_are_waste = nothing_lost && !plan.removes_evidence() && !state.kept_by_repair;
   const bool free_orphans = plan.options().free_orphans;
+  const ExtentSet kept = UncountedTables(state);
   StoredRefcounts stored(state, plan);
-  plan.EndRefcountsFirst();
   plan.Flush();
   if (plan.options().mode == RepairMode::kAll) FreeOldRefcounts(state, plan, stored);
   for (const Finding& finding : state.findings.findings()) {
@@ -274,14 +300,9 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
       default:
         continue;
     }
-    const uint64_t first = FirstCluster(state, finding);
     PlanReason reason = ReasonFor(finding, std::move(why));
     reason.action = RepairAction::kLowerRefcount;
-    stored.Set(first, finding.clusters, finding.expected.value_or(0), reason);
-    if (finding.expected.value_or(0) == 0 && first < state.file_clusters) {
-      plan.AddFreed({first << state.geo().cluster_bits, (first + finding.clusters)
-                                                            << state.geo().cluster_bits});
-    }
+    Lower(state, finding, reason, kept, stored, plan);
   }
   plan.Flush();
 }

@@ -440,7 +440,6 @@ bool SnapshotPlanner::CompleteEntries() {
                 "a new snapshot table with the extra data that version 3 requires: the disk size "
                 "is the one of now, if the snapshot's L1 table can map that");
   reason.action = RepairAction::kRewriteSnapshotEntry;
-  plan_.EndRefcountsFirst();
   RefcountStructures structures(state_, plan_);
   const std::optional<uint64_t> first =
       structures.space().Take(DivideRoundingUp(table.size(), state_.geo().cluster_size()));

@@ -28,6 +28,7 @@ RefcountStructures::RefcountStructures(const CheckState& state, PlanBuilder& pla
       plan_(plan),
       stored_(state, plan),
       space_(state, plan, stored_),
+      uncounted_(UncountedTables(state)),
       old_order_(state.geo().refcount_order),
       order_(WantedOrder()),
       block_entries_(state.geo().cluster_size() * 8 >> order_),
@@ -282,8 +283,10 @@ uint64_t RefcountStructures::CountFor(uint64_t cluster, ZeroSearch& zeros) const
   if (expected != 0) return trusted ? std::max(expected, stored) : expected;
   if (trusted) return stored;
   if (cluster >= state_.file_clusters) return 0;
+  const uint64_t begin = cluster << state_.geo().cluster_bits;
   const uint64_t size = state_.geo().cluster_size();
-  return zeros.ReadsAsZeros(cluster * size, size) ? 0 : 1;
+  if (uncounted_.Touches(begin, begin + size)) return 1;
+  return zeros.ReadsAsZeros(begin, size) ? 0 : 1;
 }
 
 void RefcountStructures::WriteBlock(uint64_t table_index, uint64_t cluster,

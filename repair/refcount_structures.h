@@ -62,6 +62,7 @@ class RefcountStructures {
   PlanBuilder& plan_;
   StoredRefcounts stored_;
   FreeSpace space_;
+  const ExtentSet uncounted_;  // in use, whatever is there
   const int old_order_;
   const int order_;
   const uint64_t block_entries_;       // with the wanted width

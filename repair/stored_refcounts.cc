@@ -81,7 +81,6 @@ uint64_t StoredRefcounts::GetAlone(uint64_t block, uint64_t bit) const {
 
 void StoredRefcounts::Set(uint64_t first, uint64_t count, uint64_t value, const PlanReason& reason,
                           bool before_all) {
-  if (!before_all) plan_.EndRefcountsFirst();
   std::vector<uint8_t> bytes;
   for (uint64_t cluster = first, left = count; left != 0;) {
     const uint64_t index = cluster % block_entries_;

@@ -1,9 +1,11 @@
 // Where a repair puts new structures when the file cannot grow: never over what may be the only
 // copy of something, though its refcount is 0 and nothing references it.
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/byte_order.h"
 #include "common/finding.h"
 #include "common/memory_file.h"
 #include "gmock/gmock.h"
@@ -12,6 +14,7 @@
 #include "tests/damage.h"
 #include "tests/image_builder.h"
 #include "tests/image_text.h"
+#include "tests/repair_scenario.h"
 #include "tests/sparse_file.h"
 
 namespace qcow2check::testing {
@@ -84,6 +87,94 @@ TEST(FreeSpaceTest, WithoutRoomForAllCopiesOfATableNoneIsMade) {
   for (const uint64_t freed : {image.At(kL2Reach).host_offset, image.L2At(1).host_offset}) {
     EXPECT_TRUE(ClusterAt(image.bytes, freed) == std::vector<uint8_t>(kCluster)) << freed;
   }
+}
+
+// A disk that was made larger, so that its L1 table was moved to the end, and whose file was cut
+// off inside the table. That counts as no reference, but the guest reads through what there is of
+// it.
+BuiltImage CutOffInL1Table(uint64_t room_bytes = 0) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 9, .virtual_size = 8 << 20, .steps = {WriteClusters{.count = 20}}});
+  const uint64_t from = Load64(&image.bytes[40]), length = uint64_t{Load32(&image.bytes[36])} * 8;
+  const std::vector<uint8_t> table(&image.bytes[from], &image.bytes[from] + length);
+  image.bytes.resize(image.bytes.size() + room_bytes);
+  const uint64_t to = image.bytes.size();
+  image.bytes.insert(image.bytes.end(), table.begin(), table.end());
+  std::fill_n(&image.bytes[from], length, 'e');  // a later guest write
+  for (uint64_t at = 0; at < length; at += 512) {
+    SetRefcount(image, (from + at) / 512, 0);
+    SetRefcount(image, (to + at) / 512, 1);
+  }
+  Store64(&image.bytes[40], to);
+  image.bytes.resize(to + length / 2);
+  return image;
+}
+
+TEST(FreeSpaceTest, AnL1TableThatIsCutOffIsNoOrphan) {
+  BuiltImage image = CutOffInL1Table();
+  MemoryFile file(image.bytes);
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll, .free_orphans = true, .discard = true},
+                  /*open_undo=*/nullptr);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  ASSERT_TRUE(HasFinding(result.before, FindingCode::kL1OffsetInvalid));
+  // Not even where the rest of it was: a writer would put something there, which it would lead to.
+  EXPECT_EQ(file.bytes(), image.bytes);
+}
+
+void ExpectNothingIsPutThere(const BuiltImage& image) {
+  MemoryFile file(image.bytes);
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll}, /*open_undo=*/nullptr);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  const auto from_l1 = [](const std::vector<uint8_t>& bytes) {
+    return std::vector<uint8_t>(bytes.begin() + static_cast<int64_t>(Load64(&bytes[40])),
+                                bytes.end());
+  };
+  EXPECT_EQ(from_l1(file.bytes()), from_l1(image.bytes));
+}
+
+TEST(FreeSpaceTest, NoBlockIsPutWhereAnL1TableIsCutOff) {
+  BuiltImage image = CutOffInL1Table();
+  RefcountTableZeroed(image);
+  ExpectNothingIsPutThere(image);
+}
+
+TEST(FreeSpaceTest, RefcountsThatAreMadeAnewCountAnL1TableThatIsCutOff) {
+  BuiltImage image = CutOffInL1Table(/*room_bytes=*/4096);
+  RefcountBlockZeroed(image);
+  RefcountTableZeroed(image);
+  MemoryFile file(image.bytes);
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll}, /*open_undo=*/nullptr);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  image.bytes = file.bytes();
+  for (uint64_t at = Load64(&image.bytes[40]); at < image.bytes.size(); at += 512) {
+    EXPECT_EQ(GetRefcount(image, at / 512), 1u) << at;
+  }
+}
+
+TEST(FreeSpaceTest, NoCopyIsPutWhereAnL1TableIsCutOff) {
+  BuiltImage image = CutOffInL1Table();
+  SetL2Entry(image, 40 * 512, GetL2Entry(image, 0));
+  ExpectNothingIsPutThere(image);
+}
+
+// On a device the block that takes the place of a lost one lies inside. Then an entry of a table
+// that a snapshot shares leads to its old cluster again, whose refcount must be 2.
+TEST(FreeSpaceTest, ABlockMadeInsideTheFileIsThereBeforeRefcountsAreRaisedInIt) {
+  constexpr uint64_t kShared = 64 * 512;  // guest offset of the second table
+  BuiltImage image =
+      BuildImage({.cluster_bits = 9,
+                  .virtual_size = 2 * kShared,
+                  .steps = {WriteClusters{.count = 20}, WriteClusters{.first = 64, .count = 20},
+                            TakeSnapshot{}, WriteClusters{.count = 4}}});
+  image.bytes.resize(image.bytes.size() + 4096);
+  RefcountTableZeroed(image);
+  SetL2Entry(image, kShared + 5 * 512, GetL2Entry(image, 10 * 512));
+  const uint64_t cluster = image.ClusterOf(image.At(kShared + 5 * 512).host_offset);
+  image.bytes = Repaired(image);
+  EXPECT_EQ(GetRefcount(image, cluster), 2u);
 }
 
 // Its refcount cannot be lowered: the block is none that anything is written to.
