@@ -69,6 +69,10 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
                                    const CheckOptions& options, Report& report) {
   std::vector<ChainLayer> layers;
   std::set<ImageId> seen = {id};
+  // Those of a layer are not opened: what is known of the image's own says nothing about them.
+  CheckOptions layer_options = options;
+  layer_options.data_file_opened = false;
+  layer_options.data_file_error.clear();
   std::string above_path = path;
   ImageSummary above = report.image;
   while (!above.backing_name.empty()) {
@@ -92,7 +96,13 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
       Add(report, FindingCode::kChainCycle, absl::StrCat(*layer_path, " is in the chain twice"));
       break;
     }
-    Report below = CheckImage(*layer->file, options);
+    Report below;
+    // What is in a raw file is the guest's, even if it looks like an image.
+    if (above.backing_format.empty() || above.backing_format == "qcow2") {
+      below = CheckImage(*layer->file, layer_options);
+    } else {
+      below.verdict = Verdict::kNotQcow2;
+    }
     const bool is_qcow2 = below.verdict != Verdict::kNotQcow2;
     // Without a recorded format the content decides, as in QEMU (backing-format-missing warns).
     const std::string format =

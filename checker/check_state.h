@@ -198,9 +198,9 @@ struct CheckState {
   }
 
   // Takes `entries` table entries out of the budget for tables that may overlap (L1 tables of
-  // snapshots, bitmap tables). An image can name one stretch of the file as a table many times;
-  // without a budget the work would grow with their product. No sane image comes near it. False,
-  // and once a finding, when it is used up.
+  // snapshots and the clusters that they lie in, bitmap tables, refcount blocks). An image can name
+  // one stretch of the file as a table many times; without a budget the work would grow with their
+  // product. No sane image comes near it. False, and once a finding, when it is used up.
   bool Spend(uint64_t entries, Structure structure);
 
   // ReadMetadata for a pass that is one part.

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "checker/check_state.h"
 #include "checker/cluster_batch.h"
@@ -51,6 +52,9 @@ uint64_t EndOfReferences(const CheckState& state) {
 // A count up to the first is a plausible one. Refcounts of up to 1 << the second bits always are.
 constexpr uint64_t kSmallCount = 16;
 constexpr int kNarrowOrder = 3;
+// Runs of refcounts behind the end of the file, of each block, that are told one by one: what comes
+// then is counted with the last.
+constexpr size_t kPastEndListed = 10'000;
 
 // Some of the refcount blocks, and the clusters from `first_cluster` up to the end of the last one.
 struct BlockRange {
@@ -184,7 +188,11 @@ void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
   }
   // A file that was cut off, or not made as long as planned, leaves small counts behind its end.
   if (order_ <= kNarrowOrder || stored > kSmallCount) ++block_mismatches_;
-  ExtendRuns(past_end_, {cluster, 1, stored});
+  if (past_end_.size() < kPastEndListed) {
+    ExtendRuns(past_end_, {cluster, 1, stored});
+  } else {
+    ++past_end_.back().clusters;
+  }
 }
 
 void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
@@ -454,6 +462,20 @@ void CompareBlocks(CheckState& state, absl::Span<const RefcountBlock> blocks) {
   state.statistics.image_end_offset = end << state.geo().cluster_bits;
 }
 
+// An image may name one block for many ranges, and each of its refcounts may be a run of orphans.
+absl::Span<const RefcountBlock> BlocksWithinReason(CheckState& state) {
+  const absl::Span<const RefcountBlock> blocks = state.refcount_blocks;
+  absl::flat_hash_set<uint64_t> seen;
+  bool is_first_repeat = true;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (seen.insert(blocks[i].offset_bytes).second) continue;
+    const uint64_t cost = is_first_repeat ? 0 : 4 * state.geo().refcount_block_entries();
+    if (!state.Spend(cost, Structure::kRefcountBlock)) return blocks.first(i);
+    is_first_repeat = false;
+  }
+  return blocks;
+}
+
 }  // namespace
 
 void CompareRefcounts(CheckState& state) {
@@ -462,18 +484,7 @@ void CompareRefcounts(CheckState& state) {
     return;
   }
   CheckSharedBlocks(state);
-  absl::Span<const RefcountBlock> blocks = state.refcount_blocks;
-  // An image may name one block for many ranges; a sane one has no more blocks than clusters.
-  const uint64_t most = state.file_clusters + 1024;
-  if (blocks.size() > most) {
-    state.findings.Add({.code = FindingCode::kLimitReached,
-                        .structure = Structure::kRefcountBlock,
-                        .host_offset = HostOffset{blocks[most].offset_bytes},
-                        .detail = "one refcount block is named for too many ranges"});
-    state.Skip("refcounts of ranges that share a block", "limit reached");
-    blocks = blocks.first(most);
-  }
-  CompareBlocks(state, blocks);
+  CompareBlocks(state, BlocksWithinReason(state));
 }
 
 }  // namespace qcow2check

@@ -29,7 +29,10 @@ class L1Walk {
 
   void Run() {
     CollectTables();
-    for (const L1Table& table : state_.l1_tables) ClaimTable(table);
+    for (const L1Table& table : state_.l1_tables) {
+      if (!state_.MayGoOn()) return;
+      ClaimTable(table);
+    }
     WalkTables();
     OrderTables();
   }
@@ -213,6 +216,11 @@ void L1Walk::ClaimTable(const L1Table& table) {
   while (inside > 0 && state_.IsOutside(table.offset_bytes, table.users[inside - 1].entries * 8)) {
     --inside;
   }
+  if (inside == 0) return;
+  const L1User& longest = table.users[inside - 1];
+  // Snapshots may claim tables that overlap all over the file, and holes cost nothing to claim.
+  const uint64_t clusters = DivideRoundingUp(longest.entries * 8, uint64_t{1} << bits);
+  if (!state_.Spend(clusters, Structure::kL1Table)) return;
   for (size_t i = 0; i < inside; ++i) {
     const uint64_t length = table.users[i].entries * 8;
     const uint64_t end = DivideRoundingUp(table.offset_bytes + length, uint64_t{1} << bits);
@@ -220,8 +228,6 @@ void L1Walk::ClaimTable(const L1Table& table) {
     state_.Count(next << bits, (end - next) << bits, inside - i);
     next = end;
   }
-  if (inside == 0) return;
-  const L1User& longest = table.users[inside - 1];
   const bool active = table.active_entries != 0;
   state_.regions.push_back({active ? Structure::kL1Table : Structure::kSnapshotL1Table,
                             table.offset_bytes, longest.entries * 8,

@@ -80,7 +80,7 @@ class OrphanJudge {
     if (!state_.findings.Has(FindingCode::kUnreadable)) {
       FindLostL1();
       FindLostL2Tables();
-      ReportTornL2Tables(state_);
+      ReportTornL2Tables(state_, orphan_tables_);
     }
     ReportOrphanL2Tables();
     PairOrphans();
@@ -306,15 +306,19 @@ void OrphanJudge::ReportOrphanL2Tables() {
   if (count != 0) deleted = TablesOfDeletedSnapshots(state_, orphan_tables_);
   for (const OrphanTable& table : orphan_tables_) {
     if (deleted.contains(table.offset_bytes)) continue;
-    state_.findings.Add({.code = FindingCode::kOrphanL2Table,
-                         .structure = Structure::kL2Table,
-                         .host_offset = HostOffset{table.offset_bytes},
-                         .length_bytes = geometry_.cluster_size(),
-                         .clusters = 1,
-                         .count = count,
-                         .confidence = Confidence::kProbable,
-                         .detail = absl::StrFormat("the cluster at 0x%x maps %d clusters",
-                                                   table.offset_bytes, table.mapped_clusters)});
+    state_.findings.Add(
+        {.code = FindingCode::kOrphanL2Table,
+         .structure = Structure::kL2Table,
+         .host_offset = HostOffset{table.offset_bytes},
+         .length_bytes = geometry_.cluster_size(),
+         .clusters = 1,
+         .count = count,
+         .confidence = Confidence::kProbable,
+         .detail = absl::StrFormat("the cluster at 0x%x maps %d clusters%s", table.offset_bytes,
+                                   table.mapped_clusters,
+                                   table.copied ? ""
+                                                : "; none has the COPIED flag, so it may be a "
+                                                  "snapshot's, or the table of a bitmap")});
   }
 }
 

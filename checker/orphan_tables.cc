@@ -59,11 +59,13 @@ std::optional<OrphanTable> AsOrphanTable(const CheckState& state, const ClusterS
   const uint64_t wrong = scan.malformed + scan.outside;
   if (scan.allocated == 0 || wrong * 4 > scan.used || scan.repeated >= 2) return std::nullopt;
   uint64_t fitting = 0;
+  bool copied = false;
   for (uint64_t at = 0; at < cluster.size(); at += geometry.l2_entry_bytes()) {
     const uint64_t entry = Load64(&cluster[at]);
     const L2EntryKind kind = KindOfL2Entry(entry, geometry);
     if (kind == L2EntryKind::kUnallocated || kind == L2EntryKind::kZeroPlain) continue;
     const bool compressed = kind == L2EntryKind::kCompressed;
+    copied |= IsCopied(entry);
     const uint64_t target = compressed ? DecodeCompressed(entry, geometry.cluster_bits).offset_bytes
                                        : EntryOffset(entry);
     if (!compressed && tables.contains(target)) continue;
@@ -80,7 +82,7 @@ std::optional<OrphanTable> AsOrphanTable(const CheckState& state, const ClusterS
       IsRefcountTable(state, cluster)) {
     return std::nullopt;
   }
-  return OrphanTable{offset, scan.allocated, wrong != 0};
+  return OrphanTable{offset, scan.allocated, copied, wrong != 0};
 }
 
 // Looks at the start of each orphan, and at all of those that may be tables.

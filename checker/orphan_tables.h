@@ -14,6 +14,7 @@ namespace qcow2check {
 struct OrphanTable {
   uint64_t offset_bytes = 0;
   uint64_t mapped_clusters = 0;
+  bool copied = false;   // some of its entries have the COPIED flag
   bool damaged = false;  // up to a quarter of its entries make no sense
 };
 

@@ -17,7 +17,19 @@ const ClusterUsers* OwnerSearch::Find(uint64_t cluster) const {
 void OwnerSearch::KeepOwner(ClusterUsers& users, const Owner& owner) {
   if (users.owners.size() >= limits_.per_cluster || owners_kept_ >= limits_.in_all) return;
   ++owners_kept_;
+  Take(sizeof(Owner));
   users.owners.push_back(owner);
+}
+
+void OwnerSearch::Take(uint64_t bytes) {
+  state_.memory->Take(bytes);
+  taken_bytes_ += bytes;
+}
+
+ClusterUsers& OwnerSearch::UsersOf(uint64_t cluster) {
+  const auto [found, is_new] = users_.try_emplace(cluster);
+  if (is_new) Take(sizeof(*found));
+  return found->second;
 }
 
 void OwnerSearch::AddMetadata(const std::vector<uint64_t>& sorted, const MetadataRegion& region) {
@@ -26,7 +38,7 @@ void OwnerSearch::AddMetadata(const std::vector<uint64_t>& sorted, const Metadat
   const uint64_t last = SaturatingAdd(region.offset_bytes, region.length_bytes - 1) >> bits;
   for (auto it = std::lower_bound(sorted.begin(), sorted.end(), first);
        it != sorted.end() && *it <= last; ++it) {
-    ClusterUsers& users = users_[*it];
+    ClusterUsers& users = UsersOf(*it);
     ++users.metadata;
     users.refcount_block |= region.structure == Structure::kRefcountBlock;
     KeepOwner(users, {.structure = region.structure,
@@ -39,7 +51,10 @@ void OwnerSearch::FindMetadataOwners() {
   std::vector<uint64_t> sorted;
   wanted_.ForEach([&sorted](uint64_t cluster) { sorted.push_back(cluster); });
   const uint64_t size = state_.geo().cluster_size();
-  for (const MetadataRegion& region : state_.regions) AddMetadata(sorted, region);
+  for (const MetadataRegion& region : state_.regions) {
+    if (!state_.MayGoOn()) return;
+    AddMetadata(sorted, region);
+  }
   for (const L2Table& table : state_.l2_tables) {
     AddMetadata(sorted, {Structure::kL2Table, table.offset_bytes, size, table.snapshot});
   }
@@ -95,7 +110,7 @@ void OwnerSearch::VisitEntry(const L2EntryPlace& at, const CopiedQuestion& copie
 
 void OwnerSearch::AddGuest(uint64_t cluster, const L2EntryPlace& at) {
   const Geometry& geometry = state_.geo();
-  ClusterUsers& users = users_[cluster];
+  ClusterUsers& users = UsersOf(cluster);
   const GuestOffset guest = geometry.GuestOffsetOf(at.table.l1_index, at.l2_index);
   ++users.guests;
   if (!users.guest) users.guest = guest;

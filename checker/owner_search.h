@@ -52,7 +52,10 @@ class OwnerSearch {
   using CopiedQuestion = std::function<void(const L2EntryPlace&)>;
 
   OwnerSearch(CheckState& state, OwnerLimits limits)
-      : state_(state), limits_(limits), wanted_(state.tracked_clusters) {}
+      : state_(state), limits_(limits), wanted_(state.tracked_clusters, state.memory.get()) {}
+  ~OwnerSearch() { state_.memory->GiveBack(taken_bytes_); }
+  OwnerSearch(const OwnerSearch&) = delete;
+  OwnerSearch& operator=(const OwnerSearch&) = delete;
 
   // Puts a cluster (below CheckState::tracked_clusters) into question.
   void Ask(uint64_t cluster) { wanted_.Insert(cluster); }
@@ -69,12 +72,15 @@ class OwnerSearch {
   void VisitEntry(const L2EntryPlace& at, const CopiedQuestion& copied_question);
   void AddGuest(uint64_t cluster, const L2EntryPlace& at);
   void KeepOwner(ClusterUsers& users, const Owner& owner);
+  ClusterUsers& UsersOf(uint64_t cluster);
+  void Take(uint64_t bytes);
 
   CheckState& state_;
   const OwnerLimits limits_;
   ClusterSet wanted_;
   absl::flat_hash_map<uint64_t, ClusterUsers> users_;
   size_t owners_kept_ = 0;
+  uint64_t taken_bytes_ = 0;  // of the budget
 };
 
 }  // namespace qcow2check

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "absl/types/span.h"
 #include "checker/table_reader.h"
@@ -25,13 +26,17 @@ class TornTableSearch {
  public:
   explicit TornTableSearch(CheckState& state) : state_(state), geometry_(state.geo()) {}
 
-  void Run() {
+  void Run(const std::vector<OrphanTable>& orphan_tables) {
     // The clusters of a data file are no neighbours of orphans.
     if (geometry_.data_file) return;
-    const bool enough =
-        std::any_of(state_.orphans.begin(), state_.orphans.end(),
-                    [](const OrphanRun& run) { return run.clusters >= kEnoughOrphans; });
-    if (!enough) return;
+    absl::flat_hash_set<uint64_t> starts;  // of runs that are long enough
+    for (const OrphanRun& run : state_.orphans) {
+      if (run.clusters < kEnoughOrphans) continue;
+      starts.insert(run.first_cluster << geometry_.cluster_bits);
+    }
+    if (starts.empty()) return;
+    explained_ = MappedAsData(state_, orphan_tables, starts);
+    for (const OrphanTable& table : orphan_tables) explained_.insert(table.offset_bytes);
     ReadAllTables(state_, [this](const L2Table& table, uint64_t begin_bytes,
                                  absl::Span<const uint8_t> bytes) {
       if (table.shape == L2Shape::kMappings) LookThrough(table, begin_bytes, bytes);
@@ -47,6 +52,9 @@ class TornTableSearch {
   };
 
   const OrphanRun* RunEndingAt(uint64_t cluster) const;
+  bool IsExplained(const OrphanRun& run) const {
+    return explained_.contains(run.first_cluster << geometry_.cluster_bits);
+  }
   std::optional<uint64_t> ClusterOf(uint64_t entry) const;
   bool IsWholeSectors(const Gap& gap) const;
   void LookThrough(const L2Table& table, uint64_t begin_bytes, absl::Span<const uint8_t> bytes);
@@ -56,6 +64,7 @@ class TornTableSearch {
 
   CheckState& state_;
   const Geometry& geometry_;
+  absl::flat_hash_set<uint64_t> explained_;  // starts of orphans that another table has lost
 };
 
 // The one whose last cluster is the one before `cluster`.
@@ -106,8 +115,8 @@ void TornTableSearch::LookForLostSectors(const L2Table& table, const Gap& gap, u
                                          uint64_t behind) {
   const std::optional<uint64_t> next = ClusterOf(behind);
   const OrphanRun* run = next ? RunEndingAt(*next) : nullptr;
-  if (run == nullptr || run->clusters < kEnoughOrphans || run->clusters > gap.length() ||
-      run->clusters * 2 < gap.length()) {
+  if (run == nullptr || IsExplained(*run) || run->clusters < kEnoughOrphans ||
+      run->clusters > gap.length() || run->clusters * 2 < gap.length()) {
     return;
   }
   const std::optional<uint64_t> previous = ClusterOf(before);
@@ -129,7 +138,7 @@ void TornTableSearch::LookForLostEnd(const L2Table& table, uint64_t last_entry) 
   if (gap.begin >= gap.end) return;
   const std::optional<uint64_t> cluster = ClusterOf(last_entry);
   const OrphanRun* run = cluster ? state_.OrphansFrom(*cluster + 1) : nullptr;
-  if (run == nullptr) return;
+  if (run == nullptr || IsExplained(*run)) return;
   const bool at_sector = gap.begin * geometry_.l2_entry_bytes() % kSectorBytes == 0;
   const bool at_tail = run->first_cluster + run->clusters >= state_.file_clusters;
   if (run->clusters < (at_sector ? kEnoughOrphans : kManyOrphans) || (!at_sector && at_tail)) {
@@ -159,6 +168,8 @@ void TornTableSearch::Report(const L2Table& table, const Gap& gap, std::string d
 
 }  // namespace
 
-void ReportTornL2Tables(CheckState& state) { TornTableSearch(state).Run(); }
+void ReportTornL2Tables(CheckState& state, const std::vector<OrphanTable>& orphan_tables) {
+  TornTableSearch(state).Run(orphan_tables);
+}
 
 }  // namespace qcow2check

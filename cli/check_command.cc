@@ -103,10 +103,21 @@ std::string TextOf(const std::string& path, const std::string& name, const Image
 
 // What is printed about one image, and its exit code.
 struct ImageOutput {
-  std::string out;  // for stdout
-  std::string err;  // for stderr, before it
+  std::string out;   // for stdout
+  std::string err;   // for stderr, before it
+  std::string done;  // for stderr, if `out` cannot be written: what was changed
   int exit_code = 0;
 };
+
+// Empty if nothing was.
+std::string WhatWasChanged(const std::string& name, const ImageOutcome& outcome) {
+  if (!outcome.repair || !outcome.repair->result.changed) return "";
+  const std::string& undo = outcome.repair->undo_file;
+  return Sentence(absl::StrCat("'", name, "' was repaired; ",
+                               undo.empty()
+                                   ? "nothing was kept of what was overwritten"
+                                   : absl::StrCat("what was overwritten is kept in '", undo, "'")));
+}
 
 ImageOutput OutputOf(const std::string& path, const std::string& name, const ImageOutcome& outcome,
                      const CheckCommandOptions& command) {
@@ -115,7 +126,16 @@ ImageOutput OutputOf(const std::string& path, const std::string& name, const Ima
   if (outcome.report.verdict == Verdict::kNotQcow2) {
     output.err += Sentence(absl::StrCat("'", name, "' is not a qcow2 image"));
   }
-  if (command.quiet) return output;
+  if (command.quiet) {
+    // The exit code alone does not say why.
+    const std::vector<SkippedPart>& skipped = outcome.report.coverage.skipped;
+    if (outcome.exit_code == 1 && output.err.empty() && !skipped.empty()) {
+      output.err = Sentence(absl::StrCat("'", name, "': not examined: ", skipped.front().what, ": ",
+                                         skipped.front().why));
+    }
+    return output;
+  }
+  output.done = WhatWasChanged(name, outcome);
   if (command.json) {
     const RepairOutcome* repair = outcome.repair ? &*outcome.repair : nullptr;
     output.out = JsonReport(name, outcome.report, repair, outcome.chain, outcome.error,
@@ -145,7 +165,9 @@ ImageOutput MakeOutput(uint64_t i, const CheckCommandOptions& command) {
 void Print(const ImageOutput& output) {
   std::fputs(output.err.c_str(), stderr);
   std::fwrite(output.out.data(), 1, output.out.size(), stdout);
-  std::fflush(stdout);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fputs(output.done.c_str(), stderr);
+  }
 }
 
 // Worst first for a run over several images: what may be damage comes before what is waste.

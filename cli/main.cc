@@ -13,9 +13,12 @@ namespace qcow2check {
 namespace {
 
 int RunExplain(const std::vector<std::string>& arguments) {
-  if (arguments.size() != 1) {
-    std::fputs("usage: qcow2check explain CODE (qcow2check --list-codes lists them)\n", stderr);
-    return 1;
+  const bool wants_help =
+      arguments.size() == 1 && (arguments[0] == "--help" || arguments[0] == "-h");
+  if (arguments.size() != 1 || wants_help) {
+    std::fputs("usage: qcow2check explain CODE (qcow2check --list-codes lists them)\n",
+               wants_help ? stdout : stderr);
+    return wants_help ? 0 : 1;
   }
   const FindingCodeInfo* info = FindFindingCode(arguments[0]);
   if (info == nullptr) {

@@ -119,6 +119,10 @@ absl::Status CheckRepairOptions(const CheckCommandOptions& options) {
 // end; the names are cleaned of it afterwards.
 constexpr char kNoList = '\0';
 
+void EndAtNoList(std::string& argument) {
+  if (!argument.empty() && argument.back() == kNoList) argument.pop_back();
+}
+
 // "driver=qcow2,file.filename=disk.img" names its file in one of two keys. A comma in a value is
 // written twice.
 absl::StatusOr<std::string> FilenameInImageOpts(const std::string& text) {
@@ -227,9 +231,6 @@ void AddRepairOptions(CLI::App& app, CheckCommandOptions& options, OptionWords& 
 
 // The images are those named as arguments, then those in the list.
 absl::Status CollectImages(const OptionWords& words, CheckCommandOptions& options) {
-  for (std::string& image : options.images) {
-    if (!image.empty() && image.back() == kNoList) image.pop_back();
-  }
   if (words.files_from) {
     absl::StatusOr<std::vector<std::string>> listed =
         ReadImageList(*words.files_from, words.null ? '\0' : '\n');
@@ -287,6 +288,9 @@ absl::StatusOr<ParsedArguments> ParseCheckArguments(const std::vector<std::strin
   } catch (const CLI::ParseError& error) {
     return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check --help)"));
   }
+  for (std::string& image : options.images) EndAtNoList(image);
+  EndAtNoList(options.undo_file);
+  if (words.files_from) EndAtNoList(*words.files_from);
   options.json = options.json || words.output == "json";
   if (words.max_time_seconds) {
     if (std::isnan(*words.max_time_seconds)) {

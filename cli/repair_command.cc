@@ -25,14 +25,8 @@ bool IsBlockDevice(const std::string& path) {
 }
 
 UndoFileName UndoFileNameFor(const std::string& path, const CheckCommandOptions& command) {
-  UndoFileName name;
+  UndoFileName name = UndoFileNameOf(path);
   if (!command.undo_file.empty()) name.chosen_path = command.undo_file;
-  if (IsNbdUri(path)) return name;
-  name.image_path = path;
-  // Beside the image itself, so that it is found whatever link leads to the image.
-  std::error_code error;
-  const std::filesystem::path image = std::filesystem::canonical(path, error);
-  if (std::filesystem::is_symlink(path, error) && !image.empty()) name.image_path = image;
   return name;
 }
 

@@ -104,12 +104,13 @@ std::string GroupText(const WriteGroup& group, bool colour) {
   return text;
 }
 
-// The groups that lose data, or those that do not, under one heading.
-std::string GroupsText(const std::vector<WriteGroup>& groups, bool lossy, absl::string_view heading,
-                       bool colour) {
+// The groups of one safety, under one heading.
+std::string GroupsText(const std::vector<WriteGroup>& groups, RepairSafety safety,
+                       absl::string_view heading, bool colour) {
+  const bool lossy = safety != RepairSafety::kLossless;
   std::string text;
   for (const WriteGroup& group : groups) {
-    if ((group.reason.safety == RepairSafety::kLossy) != lossy) continue;
+    if (group.reason.safety != safety) continue;
     if (text.empty()) {
       text =
           heading.empty()
@@ -124,18 +125,26 @@ std::string GroupsText(const std::vector<WriteGroup>& groups, bool lossy, absl::
 std::string WritesText(const RepairOutcome& outcome, bool colour) {
   const Plan& plan = outcome.result.plan;
   const std::vector<WriteGroup> groups = GroupsOf(plan);
-  const std::string losing = GroupsText(groups, /*lossy=*/true,
+  const std::string losing = GroupsText(groups, RepairSafety::kLossy,
                                         outcome.dry_run ? "THIS WOULD GIVE UP DATA that cannot be "
                                                           "found in the image:"
                                                         : "THIS GAVE UP DATA that cannot be found "
                                                           "in the image:",
                                         colour);
+  // Only on request: --free-orphans.
+  const std::string freeing =
+      GroupsText(groups, RepairSafety::kManual,
+                 outcome.dry_run ? "THIS WOULD FREE what may be the only copy of something:"
+                                 : "THIS FREED what may be the only copy of something:",
+                 colour);
   return absl::StrCat(
       losing,
       RangesParagraph(outcome.dry_run ? "Guest ranges that would read as zeros from then on"
                                       : "Guest ranges that read as zeros from now on",
                       plan.lost_guest_ranges),
-      GroupsText(groups, /*lossy=*/false, losing.empty() ? "" : "This loses nothing:", colour));
+      freeing,
+      GroupsText(groups, RepairSafety::kLossless,
+                 losing.empty() && freeing.empty() ? "" : "This loses nothing:", colour));
 }
 
 std::string SizeText(const RepairOutcome& outcome) {
@@ -273,9 +282,14 @@ std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) 
   // After a repair the report of what is left lists them.
   if (outcome.dry_run) absl::StrAppend(&text, OrphansText(result.before));
   if (outcome.options.free_orphans) return absl::StrCat(text, WhyNotFreedText(result.plan));
+  const bool corrupt =
+      (outcome.dry_run ? result.before : result.after).verdict == Verdict::kCorrupt;
   return absl::StrCat(
-      text, CommandParagraph("Once you are sure that nobody misses them, this frees them:",
-                             CommandLine("--repair --free-orphans", {path})));
+      text,
+      CommandParagraph(corrupt ? "What is lost may still be in them: keep a copy of the file. "
+                                 "Only once nobody misses anything, this frees them:"
+                               : "Once you are sure that nobody misses them, this frees them:",
+                       CommandLine("--repair --free-orphans", {path})));
 }
 
 // --- Undo, and the lines of qemu-img ---

@@ -10,10 +10,12 @@
 #include "cli/format_bytes.h"
 #include "cli/options.h"
 #include "cli/printable.h"
+#include "cli/shell_command.h"
 #include "common/image_lock.h"
 #include "common/open_image.h"
 #include "common/posix_file.h"
 #include "repair/undo.h"
+#include "repair/undo_file.h"
 
 namespace qcow2check {
 namespace {
@@ -38,7 +40,8 @@ absl::StatusOr<UndoCommandOptions> Parse(const std::vector<std::string>& argumen
   app.add_option("IMAGE", options.image, "The image that was repaired: a path or an NBD URI")
       ->required();
   app.add_flag("--force", options.force,
-               "Restore even if the image was changed since; what was written since may be lost");
+               "Put the old bytes back even if the image was changed since (never if its header\n"
+               "was): what was written since in the same places is lost, the rest may not fit");
   app.add_flag("--json", options.json, "Print JSON instead of text");
   std::string output = "human";
   app.add_option("--output", output, "human or json")->check(CLI::IsMember({"human", "json"}));
@@ -49,7 +52,11 @@ absl::StatusOr<UndoCommandOptions> Parse(const std::vector<std::string>& argumen
     options.help = app.help();
     return options;
   } catch (const CLI::ParseError& error) {
-    return absl::InvalidArgumentError(absl::StrCat(error.what(), " (see qcow2check undo --help)"));
+    // A flag that does not exist, rather than the argument that it was taken for.
+    const std::vector<std::string> unknown = app.remaining();
+    return absl::InvalidArgumentError(absl::StrCat(
+        unknown.empty() ? error.what() : absl::StrCat("unknown argument: ", unknown.front()),
+        " (see qcow2check undo --help)"));
   }
   options.json = options.json || output == "json";
   return options;
@@ -64,9 +71,17 @@ absl::StatusOr<UndoResult> Undo(const UndoCommandOptions& options) {
   if (!lock.ok()) return lock;
   absl::StatusOr<UndoResult> result = UndoRepair(*image->file, **log, {.force = options.force});
   if (result.ok()) return result;
+  std::string why(result.status().message());
+  if (absl::IsFailedPrecondition(result.status())) {
+    const auto later = FindLastFinished(*image->file, UndoFileNameOf(options.image));
+    absl::StrAppend(&why,
+                    later ? "; a later repair is to be taken back first: "
+                          : "; --force puts the old bytes back all the same, which may break "
+                            "what was written since",
+                    later ? CommandLine("undo", {*later, options.image}) : "");
+  }
   return absl::Status(result.status().code(),
-                      absl::StrCat("'", options.image, "', '", options.undo_file,
-                                   "': ", result.status().message()));
+                      absl::StrCat("'", options.image, "', '", options.undo_file, "': ", why));
 }
 
 absl::string_view NameOf(UndoOutcome outcome) {
@@ -85,15 +100,21 @@ std::string TextOf(const UndoCommandOptions& options, const UndoResult& result) 
   const std::string image = Printable(options.image);
   switch (result.outcome) {
     case UndoOutcome::kRestored: {
-      std::string text = absl::StrCat(image, " is as it was before the ",
-                                      result.repair_was_interrupted ? "interrupted " : "",
-                                      "repair: ", FormatBytes(result.bytes), " restored in ",
-                                      Counted(result.ranges, "place", "places"));
+      std::string text =
+          absl::StrCat(image, result.forced ? ": what the " : " is as it was before the ",
+                       result.repair_was_interrupted ? "interrupted " : "", "repair",
+                       result.forced ? " overwrote is back" : "", ": ", FormatBytes(result.bytes),
+                       " restored in ", Counted(result.ranges, "place", "places"));
       if (result.old_size_bytes != result.new_size_bytes) {
         absl::StrAppend(&text, ", length ", FormatCount(result.old_size_bytes), " -> ",
                         Counted(result.new_size_bytes, "byte", "bytes"));
       }
-      return text + ".\n";
+      absl::StrAppend(&text, ".\n");
+      if (result.forced) {
+        absl::StrAppend(&text, "What else was changed since the repair is still there: ",
+                        CommandLine("", {options.image}), " says what fits together.\n");
+      }
+      return text;
     }
     case UndoOutcome::kNothingToDo:
       return absl::StrCat(image, " is as it was before the repair; nothing was written.\n");
@@ -115,6 +136,7 @@ std::string JsonOf(const UndoCommandOptions& options, const UndoResult* result,
   if (result == nullptr) {
     json["error"] = std::string(error);
   } else {
+    json["forced"] = result->forced;
     json["repair-was-interrupted"] = result->repair_was_interrupted;
     json["ranges"] = result->ranges;
     json["bytes"] = result->bytes;

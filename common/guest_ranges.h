@@ -24,7 +24,7 @@ class GuestRanges {
   void Add(uint64_t offset_bytes, uint64_t length_bytes) {
     if (length_bytes == 0) return;
     if (!ranges_.empty() && ranges_.back().end_bytes() == offset_bytes) {
-      ranges_.back().length_bytes += length_bytes;
+      ranges_.back().length_bytes = SaturatingAdd(ranges_.back().length_bytes, length_bytes);
       return;
     }
     ranges_.push_back({offset_bytes, length_bytes});

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <system_error>
@@ -21,6 +22,9 @@ inline constexpr uint64_t kResultsPerThread = 4;
 // comes out is therefore the same for any number of threads, if work depends on nothing but its
 // job. `worker` is 0..threads-1 and no two threads have the same one.
 //
+// An exception of either ends the work and is thrown again to the caller, once all threads are
+// done.
+//
 // At most kResultsPerThread results for each thread are being made or waiting: a job that takes
 // long holds up those far behind it, instead of their results piling up. If the system gives fewer
 // threads than wanted, those it gives do all the work.
@@ -36,7 +40,8 @@ void RunInOrder(uint64_t jobs, uint64_t threads, Work work, Absorb absorb) {
   std::mutex mutex;
   std::condition_variable absorbed_more;
   uint64_t started = 0, absorbed = 0;
-  const auto run = [&](uint64_t worker) {
+  std::exception_ptr failure;
+  const auto work_off = [&](uint64_t worker) {
     std::unique_lock<std::mutex> lock(mutex);
     while (true) {
       absorbed_more.wait(lock, [&] { return started == jobs || started - absorbed < window; });
@@ -54,7 +59,18 @@ void RunInOrder(uint64_t jobs, uint64_t threads, Work work, Absorb absorb) {
       absorbed_more.notify_all();
     }
   };
+  const auto run = [&](uint64_t worker) {
+    try {
+      work_off(worker);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!failure) failure = std::current_exception();
+      started = jobs;
+      absorbed_more.notify_all();
+    }
+  };
   std::vector<std::thread> others;
+  others.reserve(threads - 1);
   try {
     for (uint64_t worker = 1; worker < threads; ++worker) {
       others.emplace_back(run, worker);
@@ -64,6 +80,7 @@ void RunInOrder(uint64_t jobs, uint64_t threads, Work work, Absorb absorb) {
   }
   run(0);
   for (std::thread& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace qcow2check

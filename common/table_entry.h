@@ -57,6 +57,7 @@ struct CompressedRange {
   uint64_t length_bytes;  // at least 1; up to two clusters; ends at a sector boundary
 
   uint64_t end_bytes() const { return offset_bytes + length_bytes; }
+  friend bool operator==(const CompressedRange&, const CompressedRange&) = default;
 };
 
 inline CompressedRange DecodeCompressed(uint64_t entry, int cluster_bits) {

@@ -27,13 +27,14 @@ class UndoTrial {
 
  private:
   void LookAtUndo() {
-    const absl::Status verified = VerifyUndo(image_, file_);
+    const absl::StatusOr<bool> verified = VerifyUndo(image_, file_);
     SparseFile image = image_;
     const absl::StatusOr<UndoResult> undone = UndoRepair(image, file_, {});
-    if (verified.ok() != undone.ok()) {
+    const bool restored = undone.ok() && undone->outcome == UndoOutcome::kRestored;
+    if (verified.ok() != undone.ok() || verified.value_or(false) != restored) {
       AddBroken("Undo does what was verified", undone.status().ToString(), broken_);
     }
-    if (!undone.ok() || undone->outcome != UndoOutcome::kRestored) {
+    if (!restored) {
       Unchanged("An image that a log does not belong to is not written", image);
       return;
     }
@@ -53,10 +54,18 @@ class UndoTrial {
   void LookAtForce() {
     SparseFile image = image_;
     const absl::StatusOr<UndoResult> undone = UndoRepair(image, file_, {.force = true});
-    if (!undone.ok()) Unchanged("A damaged log is not used", image);
-    if (undone.ok() && undone->outcome != UndoOutcome::kNeverBegun &&
-        image.size_bytes() != log_->old_size_bytes) {
-      AddBroken("Undo gives back the old length", absl::StrCat(image.size_bytes()), broken_);
+    if (!undone.ok()) {
+      Unchanged("A damaged log, or that of another image, is not used", image);
+      return;
+    }
+    if (undone->outcome == UndoOutcome::kNeverBegun) return;
+    if (image.size_bytes() != log_->old_size_bytes &&
+        !(undone->forced && image.size_bytes() == image_.size_bytes())) {
+      AddBroken("Undo gives back the old length, or keeps it", absl::StrCat(image.size_bytes()),
+                broken_);
+    }
+    if (DigestOf(image.Bytes(0, log_->identity_bytes)) != log_->identity_digest) {
+      AddBroken("Force gives back the image that the log is of", "other first bytes", broken_);
     }
   }
 

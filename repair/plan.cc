@@ -193,6 +193,8 @@ std::string WhyLeft(const Finding& finding) {
       return "its mappings are not in the file; the clusters that fit it are kept";
     case FindingCode::kOrphanL2Table:
       return "which L1 entry led here cannot be proven; it is kept";
+    case FindingCode::kCopiedWrong:
+      return "the flag is as the references say; the refcount could not be set right";
     case FindingCode::kCorruptBit:
       return "it stays set until everything else is right";
     default:

@@ -12,6 +12,11 @@ namespace {
 
 constexpr uint64_t kIncompatibleFeaturesField = 72;
 
+bool IsCountedTooOften(const CheckState& state, uint64_t entry) {
+  const uint64_t cluster = EntryOffset(entry) >> state.geo().cluster_bits;
+  return cluster < state.file_clusters && state.too_high->Contains(cluster);
+}
+
 }  // namespace
 
 void PlanCopiedFlags(CheckState& state, PlanBuilder& plan) {
@@ -22,7 +27,8 @@ void PlanCopiedFlags(CheckState& state, PlanBuilder& plan) {
   for (const Finding& finding : state.findings.findings()) {
     if (finding.code != FindingCode::kCopiedWrong) continue;
     // The flag says what is true, and the refcount will, too.
-    if (!finding.expected && may_lower) continue;
+    const bool fits_references = !finding.expected;
+    if (fits_references && may_lower) continue;
     const uint64_t step =
         finding.structure == Structure::kL2Table ? state.geo().l2_entry_bytes() : 8;
     for (uint64_t at = 0; at < finding.length_bytes; at += step) {
@@ -30,7 +36,11 @@ void PlanCopiedFlags(CheckState& state, PlanBuilder& plan) {
       if (!places.MayChange(place)) continue;
       uint8_t bytes[8];
       if (!plan.image().ReadAt(HostOffset{place}, bytes).ok()) continue;
-      plan.Write64(place, Load64(bytes) ^ kCopiedBit,
+      const uint64_t entry = Load64(bytes);
+      // It is made to fit a refcount that stays too high. One that is too low, or cannot be read,
+      // is no reason to give up what is true.
+      if (fits_references && !IsCountedTooOften(state, entry)) continue;
+      plan.Write64(place, entry ^ kCopiedBit,
                    ReasonFor(finding, "set exactly if the refcount is 1"));
     }
   }

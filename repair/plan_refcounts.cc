@@ -49,9 +49,9 @@ void KeepUncountedOrphans(const CheckState& state, PlanBuilder& plan, bool in_al
   const uint64_t entries = state.geo().refcount_block_entries();
   for (const auto& [index, offset] : stored.blocks()) {
     if (!in_all_blocks && !ReadsAsZeros(plan.image(), offset, size)) continue;
-    const uint64_t end = std::min((index + 1) * entries, state.file_clusters);
+    const uint64_t end = std::min(SaturatingMultiply(index + 1, entries), state.file_clusters);
     std::vector<uint64_t> in_use;
-    for (uint64_t next = index * entries; next < end;) {
+    for (uint64_t next = SaturatingMultiply(index, entries); next < end;) {
       const Extent data = plan.image().NextData(HostOffset{next * size});
       if (data.empty()) break;
       const uint64_t behind = DivideRoundingUp(data.end_bytes, size);

@@ -161,9 +161,13 @@ FindingRepair StatusAfterRepair(const Finding& finding, const RepairResult& resu
     case Found::kYes:
       break;
   }
-  if (!planned || index.FindDeclined(finding) != nullptr) return LeftAlone(finding, index);
+  // What a repair that stopped has not come to was not left alone on purpose.
+  const bool stopped = !result.status.ok();
+  if (index.FindDeclined(finding) != nullptr || (!planned && !stopped)) {
+    return LeftAlone(finding, index);
+  }
   return {RepairStatus::kFailed,
-          result.status.ok() ? "it is still there" : std::string(result.status.message())};
+          stopped ? std::string(result.status.message()) : "it is still there"};
 }
 
 void TellStatuses(RepairResult& result) {

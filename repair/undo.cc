@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -35,15 +37,18 @@ bool IsKnownVersion(absl::Span<const uint8_t> sector, const SectorVersions& vers
          std::all_of(sector.begin(), sector.end(), [](uint8_t byte) { return byte == 0; });
 }
 
-absl::Status Refusal(absl::string_view what) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("nothing was undone: ", what, "; --force restores it all the same"));
-}
-
 // Then nobody knows what the log, or the image, is.
 bool IsReadError(const absl::Status& status) {
   return absl::IsDataLoss(status) || absl::IsUnavailable(status);
 }
+
+// What the image is other than what the repair found, and other than what it left.
+struct Differences {
+  bool something = false;  // an undo would write
+  bool header = false;     // the first bytes: the image may be another
+  bool end = false;        // the length, or what lies behind the old end
+  std::string first;       // that is not what the repair left, for users; empty if there is none
+};
 
 // Compares the image with the log.
 class Verifier {
@@ -53,12 +58,14 @@ class Verifier {
 
   absl::Status Begin() {
     const uint64_t size = image_.size_bytes();
+    differences_.something = size != log_.old_size_bytes;
     const bool finished = log_.state == UndoLogState::kFinished;
     const auto [low, high] = std::minmax(log_.old_size_bytes, log_.new_size_bytes);
     if (finished ? size != low && size != high : size < low || size > high) {
-      return Refusal(absl::StrCat("the image is ", size, " bytes long; it was ",
-                                  log_.old_size_bytes, " before the repair and ",
-                                  log_.new_size_bytes, " after it"));
+      differences_.end = true;
+      differences_.first =
+          absl::StrCat("the image is ", size, " bytes long; it was ", log_.old_size_bytes,
+                       " before the repair and ", log_.new_size_bytes, " after it");
     }
     return image_.ReadAt(HostOffset{0}, absl::MakeSpan(identity_));
   }
@@ -69,13 +76,11 @@ class Verifier {
     absl::Status status = image_.ReadAt(HostOffset{offset}, absl::MakeSpan(now_));
     if (!status.ok()) return status;
     for (size_t i = 0; i < history.sectors.size(); ++i) {
-      if (SectorOf(now_, i) != SectorOf(history.old_bytes, i) &&
-          !IsKnownVersion(SectorOf(now_, i), history.sectors[i],
+      if (SectorOf(now_, i) == SectorOf(history.old_bytes, i)) continue;
+      differences_.something = true;
+      if (!IsKnownVersion(SectorOf(now_, i), history.sectors[i],
                           log_.state == UndoLogState::kFinished)) {
-        const uint64_t begin = offset + i * kSectorBytes;
-        return Refusal(
-            absl::StrFormat("the image is not as the repair left it: 0x%x-0x%x was changed since",
-                            begin, begin + kSectorBytes - 1));
+        AddChanged(offset + i * kSectorBytes);
       }
     }
     if (offset < identity_.size()) {
@@ -86,25 +91,49 @@ class Verifier {
   }
 
   // Behind all histories: the first bytes, as they will be when all is restored.
-  absl::Status End() const {
-    if (DigestOf(identity_) == log_.identity_digest) return absl::OkStatus();
-    return Refusal("the undo file is of another image, or the header was changed since the repair");
+  Differences End() {
+    if (DigestOf(identity_) != log_.identity_digest) differences_.header = true;
+    return std::move(differences_);
   }
 
  private:
+  void AddChanged(uint64_t sector_offset) {
+    if (sector_offset < identity_.size()) differences_.header = true;
+    if (sector_offset + kSectorBytes > log_.old_size_bytes) differences_.end = true;
+    if (!differences_.first.empty()) return;
+    differences_.first =
+        absl::StrFormat("the image is not as the repair left it: 0x%x-0x%x was changed since",
+                        sector_offset, sector_offset + kSectorBytes - 1);
+  }
+
   const ImageFile& image_;
   const UndoLog& log_;
   Bytes identity_;
   Bytes now_;
+  Differences differences_;
 };
 
-absl::Status Verify(const ImageFile& image, const ImageFile& file, const UndoLog& log) {
+// The log must be whole, whatever the image is.
+absl::StatusOr<Differences> Compare(const ImageFile& image, const ImageFile& file,
+                                    const UndoLog& log) {
   Verifier verifier(image, log);
   absl::Status status = verifier.Begin();
   if (!status.ok()) return status;
   status = ForEachLoggedHistory(
       file, log, [&](const SectorHistory& history) { return verifier.Compare(history); });
-  return status.ok() ? verifier.End() : status;
+  if (!status.ok()) return status;
+  return verifier.End();
+}
+
+absl::Status MayRestore(const Differences& differences, const UndoOptions& options) {
+  if (differences.header) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "nothing was undone: the undo file is of another image, or the header was changed since "
+        "the repair",
+        differences.first.empty() ? "" : "; ", differences.first));
+  }
+  if (differences.first.empty() || options.force) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("nothing was undone: ", differences.first));
 }
 
 // Writes the sectors that differ, neighbours at once.
@@ -134,7 +163,7 @@ absl::Status RestoreHistory(WritableImageFile& image, const SectorHistory& histo
 }
 
 absl::Status Restore(WritableImageFile& image, const ImageFile& file, const UndoLog& log,
-                     UndoResult& result) {
+                     bool keep_end, UndoResult& result) {
   absl::Status status;
   if (image.size_bytes() < log.old_size_bytes) {
     status = RestoreSize(image, log.old_size_bytes);
@@ -146,18 +175,22 @@ absl::Status Restore(WritableImageFile& image, const ImageFile& file, const Undo
   if (!status.ok()) return status;
   // Cut only when nothing can need what is behind the end any more.
   if (result.ranges != 0) status = FlushRestored(image);
-  if (!status.ok() || image.size_bytes() == log.old_size_bytes) return status;
+  if (!status.ok() || keep_end || image.size_bytes() == log.old_size_bytes) return status;
   status = RestoreSize(image, log.old_size_bytes);
   return status.ok() ? FlushRestored(image) : status;
 }
 
 }  // namespace
 
-absl::Status VerifyUndo(const ImageFile& image, const ImageFile& undo_log) {
+absl::StatusOr<bool> VerifyUndo(const ImageFile& image, const ImageFile& undo_log) {
   const absl::StatusOr<UndoLog> log = ReadUndoLog(undo_log);
   if (!log.ok()) return log.status();
-  if (log->state == UndoLogState::kIncomplete) return absl::OkStatus();
-  return Verify(image, undo_log, *log);
+  if (log->state == UndoLogState::kIncomplete) return false;
+  const absl::StatusOr<Differences> differences = Compare(image, undo_log, *log);
+  if (!differences.ok()) return differences.status();
+  const absl::Status status = MayRestore(*differences, {});
+  if (!status.ok()) return status;
+  return differences->something;
 }
 
 absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile& undo_log,
@@ -171,14 +204,13 @@ absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile&
     result.new_size_bytes = image.size_bytes();
     return result;
   }
-  absl::Status status = Verify(image, undo_log, *log);
-  if (absl::IsFailedPrecondition(status) && options.force) {
-    // The log must be whole, whatever the image is.
-    status =
-        ForEachLoggedHistory(undo_log, *log, [](const SectorHistory&) { return absl::OkStatus(); });
-  }
-  if (status.ok()) status = Restore(image, undo_log, *log, result);
+  const absl::StatusOr<Differences> differences = Compare(image, undo_log, *log);
+  if (!differences.ok()) return differences.status();
+  absl::Status status = MayRestore(*differences, options);
+  // What somebody has written behind the old end since is theirs.
+  if (status.ok()) status = Restore(image, undo_log, *log, differences->end, result);
   if (!status.ok()) return status;
+  result.forced = !differences->first.empty();
   result.new_size_bytes = image.size_bytes();
   if (result.ranges == 0 && result.old_size_bytes == result.new_size_bytes) {
     result.outcome = UndoOutcome::kNothingToDo;
@@ -191,7 +223,7 @@ absl::StatusOr<Leftover> RollBack(WritableImageFile& image, const ImageFile& und
   if (IsReadError(log.status())) return log.status();
   if (!log.ok() || log->state == UndoLogState::kFinished) return Leftover::kNone;
   if (log->state == UndoLogState::kIncomplete) return Leftover::kUseless;
-  const absl::Status fits = VerifyUndo(image, undo_log);
+  const absl::Status fits = VerifyUndo(image, undo_log).status();
   if (IsReadError(fits)) return fits;
   if (!fits.ok()) return Leftover::kNone;
   const absl::StatusOr<UndoResult> undone = UndoRepair(image, undo_log, {});

@@ -13,8 +13,9 @@
 namespace qcow2check {
 
 struct UndoOptions {
-  // Restore even if the image is not what the repair left. What was written since is lost where
-  // the repair had written, too.
+  // Put the old bytes back even if the image is not what the repair left; what was written since
+  // in the same places is lost. Not if the header differs: the image may be another. What was
+  // written behind the old end stays, and with it the length.
   bool force = false;
 };
 
@@ -27,6 +28,7 @@ enum class UndoOutcome {
 struct UndoResult {
   UndoOutcome outcome = UndoOutcome::kRestored;
   bool repair_was_interrupted = false;
+  bool forced = false;  // the image was changed since, so it is not as it was before the repair
   uint64_t ranges = 0;  // restored, and their bytes
   uint64_t bytes = 0;
   uint64_t old_size_bytes = 0;  // the length of the image, found and restored
@@ -34,12 +36,13 @@ struct UndoResult {
 };
 
 // OK if the log is whole, the image is the one that it is of, and every sector is as the repair
-// found or left it (or, if it was interrupted, in between). Reads both; writes nothing.
-absl::Status VerifyUndo(const ImageFile& image, const ImageFile& undo_log);
+// found or left it (or, if it was interrupted, in between): then, whether an undo would write
+// anything. Reads both; writes nothing.
+absl::StatusOr<bool> VerifyUndo(const ImageFile& image, const ImageFile& undo_log);
 
 // Verifies first. kFailedPrecondition, with the first range that differs and nothing changed, if
-// the image is not what the repair left; `force` overrides that. A damaged log is kInvalidArgument,
-// force or not.
+// the image is not what the repair left; `force` overrides that. kInvalidArgument, force or not, if
+// the log is damaged or of another image.
 absl::StatusOr<UndoResult> UndoRepair(WritableImageFile& image, const ImageFile& undo_log,
                                       const UndoOptions& options);
 

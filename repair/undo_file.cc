@@ -5,10 +5,13 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/nbd_file.h"
 #include "common/posix_file.h"
 #include "repair/undo.h"
 #include "repair/undo_log.h"
@@ -44,10 +47,36 @@ absl::StatusOr<Leftover> RollBackFrom(const std::string& path, WritableImageFile
   // Made by a repair that was interrupted before it wrote the first byte.
   if (IsEmptyFile(path)) return Leftover::kUseless;
   const absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-  return file.ok() ? RollBack(image, **file) : Leftover::kNone;
+  if (file.ok()) return RollBack(image, **file);
+  // Gone meanwhile, or no file. Otherwise it may be of an interrupted repair.
+  const absl::Status& status = file.status();
+  if (absl::IsNotFound(status) || absl::IsInvalidArgument(status)) return Leftover::kNone;
+  return status;
+}
+
+std::optional<std::string> FindRestorable(const ImageFile& image, const UndoFileName& name,
+                                          UndoLogState state) {
+  for (std::string& path : ExistingFiles(name)) {
+    const absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
+    if (!file.ok()) continue;
+    const absl::StatusOr<UndoLog> log = ReadUndoLog(**file);
+    if (!log.ok() || log->state != state) continue;
+    const absl::StatusOr<bool> restores = VerifyUndo(image, **file);
+    // An interrupted repair may have changed nothing yet, or nothing any more.
+    if (restores.ok() && (*restores || state == UndoLogState::kUnfinished)) return std::move(path);
+  }
+  return std::nullopt;
 }
 
 }  // namespace
+
+UndoFileName UndoFileNameOf(const std::string& path) {
+  if (IsNbdUri(path)) return {};
+  std::error_code error;
+  const std::filesystem::path image = std::filesystem::canonical(path, error);
+  const bool is_link = std::filesystem::is_symlink(path, error);
+  return {.image_path = is_link && !image.empty() ? image.string() : path, .chosen_path = {}};
+}
 
 absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile& image,
                                                                const UndoFileName& name) {
@@ -66,15 +95,11 @@ absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile
 }
 
 std::optional<std::string> FindInterrupted(const ImageFile& image, const UndoFileName& name) {
-  for (std::string& path : ExistingFiles(name)) {
-    const absl::StatusOr<std::unique_ptr<PosixFile>> file = PosixFile::Open(path);
-    if (!file.ok()) continue;
-    const absl::StatusOr<UndoLog> log = ReadUndoLog(**file);
-    if (log.ok() && log->state == UndoLogState::kUnfinished && VerifyUndo(image, **file).ok()) {
-      return std::move(path);
-    }
-  }
-  return std::nullopt;
+  return FindRestorable(image, name, UndoLogState::kUnfinished);
+}
+
+std::optional<std::string> FindLastFinished(const ImageFile& image, const UndoFileName& name) {
+  return FindRestorable(image, name, UndoLogState::kFinished);
 }
 
 std::string NextUndoPath(const UndoFileName& name) {

@@ -19,6 +19,10 @@ struct UndoFileName {
   std::optional<std::string> chosen_path;  // --undo-file; never numbered
 };
 
+// Beside the image that `path` leads to, so that an undo file is found whatever link is used;
+// without a path if `path` is the URI of an export.
+UndoFileName UndoFileNameOf(const std::string& path);
+
 // If the log of an interrupted repair of this very image lies where `name` says, the image is given
 // back as it was before that repair, and the log is removed: a repair that starts from there ends
 // as the interrupted one would have ended. Logs of repairs that had not begun to write are removed,
@@ -29,6 +33,10 @@ absl::StatusOr<std::optional<std::string>> RollBackInterrupted(WritableImageFile
 
 // The log that RollBackInterrupted would roll the image back with. Changes nothing.
 std::optional<std::string> FindInterrupted(const ImageFile& image, const UndoFileName& name);
+
+// The log of a finished repair that can be taken back now: no later one is in its way. Changes
+// nothing.
+std::optional<std::string> FindLastFinished(const ImageFile& image, const UndoFileName& name);
 
 // Where CreateUndoFile would make the file, if it can. Both need a path of the image, or a chosen
 // one.

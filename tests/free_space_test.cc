@@ -177,6 +177,17 @@ TEST(FreeSpaceTest, ABlockMadeInsideTheFileIsThereBeforeRefcountsAreRaisedInIt) 
   EXPECT_EQ(GetRefcount(image, cluster), 2u);
 }
 
+// Refcounts that cannot be read count as 0. The flags are all that still says what is shared.
+TEST(FreeSpaceTest, WithoutRoomForRefcountsNoFlagIsGivenUp) {
+  BuiltImage image = BuildImage({.virtual_size = 4 << 20, .steps = {WriteClusters{.count = 8}}});
+  for (uint64_t i = 0; i < 65536; ++i) image.bytes[image.refcount_table.offset + i] = 'x';
+  MemoryFile file(image.bytes);
+  const RepairResult result =
+      RepairImage(file, {}, {.mode = RepairMode::kAll, .fixed_size = true}, /*open_undo=*/nullptr);
+  EXPECT_TRUE(HasFinding(result.after, FindingCode::kCopiedWrong));
+  EXPECT_EQ(file.bytes(), image.bytes);
+}
+
 // Its refcount cannot be lowered: the block is none that anything is written to.
 TEST(FreeSpaceTest, AnOrphanThatIsNotFreedIsNotDiscarded) {
   const absl::StatusOr<SparseFile> image = ParseSparseImage(

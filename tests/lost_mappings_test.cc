@@ -130,6 +130,19 @@ TEST(LostMappings, AreFoundAgainOneBitAway) {
   }
 }
 
+// The first table ends at a sector, and what was written next is the other one, which is lost: no
+// part of the first is missing.
+TEST(LostMappings, OfAnotherTableMakeNoTornOne) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 64}, WriteClusters{.first = kSecondTable, .count = 40}}});
+  SetL1Entry(image, 1, 0);
+  const Report report = Check(image.bytes);
+  EXPECT_TRUE(HasFinding(report, FindingCode::kOrphanL2Table));
+  EXPECT_FALSE(HasFinding(report, FindingCode::kL2TableTorn));
+  EXPECT_THAT(report.lost_guest_ranges, IsEmpty());
+}
+
 TEST(LostMappings, InSectorsThatAreZero) {
   const BuiltImage image =
       BuildImage({.virtual_size = uint64_t{1} << 30, .steps = {WriteClusters{.count = 640}}});

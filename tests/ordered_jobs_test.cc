@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <string>
 #include <thread>
 #include <utility>
@@ -63,6 +64,29 @@ TEST(OrderedJobsTest, EveryResultOnceAndInOrder) {
       for (size_t i = 0; i < count; ++i) expected.push_back(absl::StrCat(i));
       EXPECT_EQ(taken, expected);
       EXPECT_THAT(times_made, Each(1));
+    }
+  }
+}
+
+// A check that needs more memory than there is must not end the program.
+TEST(OrderedJobsTest, AnExceptionReachesTheCaller) {
+  for (const uint64_t threads : {1, 2, 8}) {
+    for (const bool of_work : {true, false}) {
+      uint64_t taken = 0;
+      const auto run = [&] {
+        RunInOrder<uint64_t>(
+            1000, threads,
+            [&](uint64_t, uint64_t i) {
+              if (of_work && i == 77) throw std::bad_alloc();
+              return i;
+            },
+            [&](uint64_t i) {
+              if (!of_work && i == 77) throw std::bad_alloc();
+              ++taken;
+            });
+      };
+      EXPECT_THROW(run(), std::bad_alloc);
+      EXPECT_LE(taken, 77u);
     }
   }
 }

@@ -213,6 +213,23 @@ TEST_F(RepairCommandTest, QuietSaysNothing) {
   EXPECT_THAT(NewFiles(), ElementsAre("leaky.qcow2.undo"));
 }
 
+TEST_F(RepairCommandTest, QuietSaysWhyAnImageWasNotChecked) {
+  const CommandResult result = Program({"-q", "--max-memory=1", leaky_});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, AllOf(StartsWith("qcow2check: '"), HasSubstr("not examined"),
+                                HasSubstr("max-memory")));
+  EXPECT_THAT(result.out, IsEmpty());
+}
+
+TEST_F(RepairCommandTest, ARepairIsToldOfEvenIfItsReportCannotBeWritten) {
+  const CommandResult result =
+      RunBehind("exec >/dev/full; ", dir_.path(), {"--repair", "leaky.qcow2"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("'leaky.qcow2' was repaired; what was overwritten is "
+                                          "kept in 'leaky.qcow2.undo'"),
+                                HasSubstr("cannot write the report")));
+}
+
 TEST_F(RepairCommandTest, SeveralImagesAreRepairedEachOnItsOwn) {
   const CommandResult result =
       Program({"--repair", "--json", leaky_, dir_.Path("none"), good_, damaged_});
@@ -259,6 +276,8 @@ TEST_F(RepairCommandTest, WhatIsGivenUpIsSaidFirstAndCounted) {
 TEST_F(RepairCommandTest, FreeOrphansFreesWhatWasHeldBack) {
   const std::string image = dir_.Write("lost.qcow2", LostTable().bytes);
   EXPECT_EQ(Program({"-q", "--repair", image}).exit_code, 3);
+  EXPECT_THAT(Program({"--repair", "--free-orphans", "--dry-run", image}).out,
+              HasSubstr("THIS WOULD FREE what may be the only copy of something:"));
   const CheckedImage freed = CheckWithProgram(image, {"--repair", "--free-orphans"});
   EXPECT_EQ(freed.exit_code, 0) << freed.json.dump(1);
   EXPECT_EQ(freed.verdict(), "repaired");
@@ -403,6 +422,8 @@ TEST_F(RepairCommandTest, ARepairThatStopsSaysWhatTheImageIsAndWhatToDo) {
   EXPECT_THAT(result.out,
               StartsWith("damaged.qcow2: --repair=all stopped before its end. The image "
                          "is changed in part.\n"));
+  // What it has not come to was not given up.
+  EXPECT_THAT(result.out, Not(HasSubstr("nothing in the image proves")));
   EXPECT_NE(ReadFile(damaged_), damaged_bytes_);
 
   const CommandResult undo = Program({"undo", damaged_ + ".undo", damaged_});

@@ -138,6 +138,24 @@ SparseFile ManySnapshots() {
   Put64(file, 64, entries);
   return file;
 }
+// Each with an L1 table of its own, of 2^22 entries in a hole, a cluster behind the one before.
+SparseFile OverlappingL1Tables() {
+  constexpr uint64_t kSnapshots = 65535, kEntryBytes = 64;
+  SparseFile file = EmptyDisk(kTebibyte);
+  for (uint64_t i = 0; i < kSnapshots; ++i) {
+    const uint64_t at = kTebibyte / 2 + i * kEntryBytes;
+    Put64(file, at, kTebibyte / 4 + i * kCluster);
+    Put32(file, at + 8, 1 << 22);
+    Put32(file, at + 12, 8 << 16);  // an id of 8 bytes
+    Put32(file, at + 36, 16);       // of extra data
+    const std::string id = absl::StrFormat("%08d", i);
+    QCOW2CHECK_CHECK(
+        file.WriteAt(HostOffset{at + 56}, std::vector<uint8_t>(id.begin(), id.end())).ok());
+  }
+  Put32(file, 60, kSnapshots);
+  Put64(file, 64, kTebibyte / 2);
+  return file;
+}
 // Each with the same table, of 2^20 entries in a hole.
 SparseFile ManyBitmaps() {
   constexpr uint64_t kBitmaps = 65535, kEntryBytes = 32;
@@ -198,6 +216,13 @@ SparseFile OrphansOfOneBit() {
   Fill(file, kFree, 2, 0xff);
   return file;
 }
+// Of 2^19 refcounts, every second one not 0, most of them for clusters behind the end of the file.
+SparseFile OneBlockForAll() {
+  SparseFile file = EmptyDisk(kTebibyte, /*refcount_order=*/0);
+  for (uint64_t i = 1; i < kEntries; ++i) Put64(file, kRefcountTable + 8 * i, kFree);
+  Fill(file, kFree, kCluster, 0x11);
+  return file;
+}
 SparseFile BadEntries() {
   SparseFile file = EmptyDisk(kTebibyte);
   AddTables(file, 16, [](uint64_t i) { return (i + 100) * kCluster | 0x1fe; });
@@ -228,11 +253,13 @@ constexpr Case kCases[] = {
     {"1 TiB of refcount table in a hole", HugeRefcountTable},
     {"65,535 snapshots in a hole", SnapshotsInHole},
     {"65,535 snapshots with one L1 table", ManySnapshots},
+    {"65,535 snapshots with L1 tables that overlap", OverlappingL1Tables},
     {"65,535 bitmaps with one table in a hole", ManyBitmaps},
     {"8,192 L1 entries to one L2 table", OneTableForAll},
     {"16,384 entries to one cluster", OneClusterForAll},
     {"8,192 L2 tables in holes, far apart", ScatteredTables},
     {"8,191 refcount blocks in holes, far apart", ScatteredBlocks},
+    {"8,191 ranges with one refcount block", OneBlockForAll},
     {"16,384 clusters far apart", ScatteredData},
     {"16,384 compressed clusters far apart", ScatteredCompressed},
     {"2 million orphans, each alone", OrphansOfOneBit},

@@ -18,6 +18,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::StartsWith;
 using Json = nlohmann::json;
 using Bytes = std::vector<uint8_t>;
@@ -31,10 +32,10 @@ CommandResult Program(const std::vector<std::string>& arguments) {
 class UndoCommandTest : public ::testing::Test {
  protected:
   UndoCommandTest() {
-    BuiltImage image = BuildImage({.virtual_size = 4 << 20, .steps = {WriteClusters{.count = 8}}});
-    good_ = dir_.Write("good.qcow2", image.bytes);
-    SetL2Entry(image, 0, 0);
-    leaky_bytes_ = image.bytes;
+    image_ = BuildImage({.virtual_size = 4 << 20, .steps = {WriteClusters{.count = 8}}});
+    good_ = dir_.Write("good.qcow2", image_.bytes);
+    SetL2Entry(image_, 0, 0);
+    leaky_bytes_ = image_.bytes;
     leaky_ = dir_.Write("leaky.qcow2", leaky_bytes_);
   }
 
@@ -48,6 +49,7 @@ class UndoCommandTest : public ::testing::Test {
   }
 
   TempDir dir_;
+  BuiltImage image_;
   std::string good_, leaky_;
   Bytes leaky_bytes_;
 };
@@ -67,6 +69,55 @@ TEST_F(UndoCommandTest, UndoRefusesAnImageThatWasChangedSince) {
   EXPECT_EQ(ReadFile(leaky_), leaky_bytes_);
 }
 
+// Another image's tables would be written over, and its end cut off.
+TEST_F(UndoCommandTest, ForceIsNotForAnotherImage) {
+  Program({"--repair", leaky_});
+  const std::string log = leaky_ + ".undo";
+  const std::string other =
+      dir_.Write("other.qcow2",
+                 BuildImage({.virtual_size = 8 << 20, .steps = {WriteClusters{.count = 9}}}).bytes);
+  const std::string raw = dir_.Write("raw.img", Bytes(1 << 20, 'x'));
+  for (const std::string& file : {other, raw}) {
+    const Bytes bytes = ReadFile(file);
+    for (const auto& arguments : {std::vector<std::string>{"undo", log, file},
+                                  std::vector<std::string>{"undo", "--force", log, file}}) {
+      const CommandResult refused = Program(arguments);
+      EXPECT_EQ(refused.exit_code, 1);
+      EXPECT_THAT(refused.err, AllOf(HasSubstr("another image"), Not(HasSubstr("--force"))));
+      EXPECT_EQ(ReadFile(file), bytes);
+    }
+  }
+}
+
+TEST_F(UndoCommandTest, WhatWasWrittenBehindTheEndSinceStays) {
+  Program({"--repair", leaky_});
+  Bytes grown = ReadFile(leaky_);
+  grown.resize(grown.size() + 65536, 'g');
+  WriteFile(leaky_, grown);
+  const CommandResult forced = Program({"undo", "--force", leaky_ + ".undo", leaky_});
+  EXPECT_EQ(forced.exit_code, 0) << forced.err;
+  EXPECT_THAT(forced.out, AllOf(HasSubstr("what the repair overwrote is back"),
+                                HasSubstr("is still there"), Not(HasSubstr("as it was before"))));
+  Bytes expected = leaky_bytes_;
+  expected.resize(expected.size() + 65536, 'g');
+  EXPECT_EQ(ReadFile(leaky_), expected);
+}
+
+TEST_F(UndoCommandTest, NamesTheLaterRepairThatIsToBeTakenBackFirst) {
+  Program({"--repair", leaky_});
+  image_.bytes = ReadFile(leaky_);
+  SetL2Entry(image_, 65536, 0);
+  WriteFile(leaky_, image_.bytes);
+  Program({"--repair", leaky_});
+  const std::string first = leaky_ + ".undo", second = leaky_ + ".undo.1";
+  const CommandResult refused = Program({"undo", first, leaky_});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, HasSubstr(absl::StrCat("qcow2check undo ", second, " ", leaky_)));
+  EXPECT_THAT(refused.err, Not(HasSubstr("--force")));
+  EXPECT_EQ(Program({"undo", second, leaky_}).exit_code, 0);
+  EXPECT_EQ(ReadFile(leaky_), image_.bytes);
+}
+
 TEST_F(UndoCommandTest, UndoRefusesWhatIsNoUndoFile) {
   for (const std::string& file : {good_, dir_.Write("text", Bytes(100, 'x'))}) {
     const CommandResult result = Program({"undo", file, leaky_});
@@ -84,6 +135,7 @@ TEST_F(UndoCommandTest, WrongUseOfUndo) {
   ExpectRefused(Program({"undo"}), "is required");
   ExpectRefused(Program({"undo", leaky_}), "is required");
   ExpectRefused(Program({"undo", "--bogus", leaky_, leaky_}), "--bogus");
+  ExpectRefused(Program({"undo", "--bogus"}), "--bogus");
   EXPECT_THAT(Program({"undo", "--help"}).out, HasSubstr("qcow2check undo"));
 }
 

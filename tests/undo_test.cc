@@ -214,8 +214,14 @@ TEST(UndoTest, RefusesAnImageThatWasChangedSince) {
     EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
     EXPECT_THAT(refused.message(), HasSubstr("was changed since"));
     EXPECT_EQ(image.bytes(), changed);
-    ASSERT_TRUE(UndoRepair(image, applied.log, {.force = true}).ok());
-    EXPECT_EQ(image.bytes(), before);
+    const auto forced = UndoRepair(image, applied.log, {.force = true});
+    ASSERT_TRUE(forced.ok()) << forced.status();
+    EXPECT_TRUE(forced->forced);
+    // What somebody wrote behind the old end is not cut off.
+    Bytes expected = before;
+    if (place >= before.size())
+      expected.insert(expected.end(), &changed[before.size()], &*changed.end());
+    EXPECT_EQ(image.bytes(), expected);
   }
   // What the repair did not touch does not concern it.
   Bytes changed = applied.image.bytes();
@@ -228,7 +234,7 @@ TEST(UndoTest, RefusesAnotherLength) {
   const Bytes before = SomeBytes(kOddSize, 1);
   Applied applied(before, SomePlan(before));
   ASSERT_TRUE(MarkFinished(applied.log).ok());
-  for (const uint64_t size : {uint64_t{0}, kOddSize - 1, kOddSize + 1, kOddSize + 5001}) {
+  for (const uint64_t size : {uint64_t{1024}, kOddSize - 1, kOddSize + 1, kOddSize + 5001}) {
     Bytes other = applied.image.bytes();
     other.resize(size);
     MemoryFile image(other);
@@ -236,22 +242,29 @@ TEST(UndoTest, RefusesAnotherLength) {
     EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
     EXPECT_THAT(refused.message(), HasSubstr("bytes long"));
     EXPECT_EQ(image.bytes(), other);
+    ASSERT_TRUE(UndoRepair(image, applied.log, {.force = true}).ok());
+    EXPECT_EQ(image.size_bytes(), std::max(size, kOddSize));
   }
 }
 
-TEST(UndoTest, RefusesAnotherImage) {
+// The same where the repair wrote, another header; and one that differs where the repair wrote the
+// header, so that the old bytes would hide it. Force is for what was changed, not for another disk.
+TEST(UndoTest, RefusesAnotherImageForceOrNot) {
   const Bytes before = SomeBytes(kOddSize, 1);
-  PlanFor planned(before);
-  planned.Write(10 * kSector, Bytes(4, 1));
-  Applied applied(before, planned);
-  // The same where the repair wrote, another header.
-  Bytes other = applied.image.bytes();
-  other[200] ^= 1;
-  MemoryFile image(other);
-  const absl::Status refused = UndoRepair(image, applied.log, {}).status();
-  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
-  EXPECT_THAT(refused.message(), HasSubstr("another image"));
-  EXPECT_EQ(image.bytes(), other);
+  const PlanFor beside = PlanFor(before).Write(10 * kSector, Bytes(4, 1));
+  const PlanFor in_header = PlanFor(before).Write(0, Bytes(4, 1));
+  for (const PlanFor& planned : {beside, in_header}) {
+    for (const bool force : {false, true}) {
+      Applied applied(before, planned);
+      Bytes other = applied.image.bytes();
+      other[200] ^= 1;
+      MemoryFile image(other);
+      const absl::Status refused = UndoRepair(image, applied.log, {.force = force}).status();
+      EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+      EXPECT_THAT(refused.message(), HasSubstr("another image"));
+      EXPECT_EQ(image.bytes(), other);
+    }
+  }
 }
 
 // Nobody can tell from such a log what the image was.
