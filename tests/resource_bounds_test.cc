@@ -22,7 +22,9 @@
 #include "common/header.h"
 #include "gtest/gtest.h"
 #include "repair/repair.h"
+#include "tests/damage.h"
 #include "tests/fault_file.h"
+#include "tests/image_builder.h"
 #include "tests/program.h"
 #include "tests/sparse_file.h"
 #include "tests/traced_program.h"
@@ -352,6 +354,23 @@ TEST_P(ResourceBounds, FollowWhatTheFileHas) {
   const FaultFile planned(image);
   PlanRepair(planned, {.threads = 1}, {});
   ExpectBounded("plan", image, planned, {"--repair", "-n"}, BoundsOfPlan(image.stored_bytes()));
+}
+
+// 8,192 entries name one stream with 64 lengths: it is read and decompressed once for each of
+// these, and no more often than its length fits twice into the file.
+TEST(ResourceBoundsOfData, FollowTheLengthOfTheFile) {
+  BuiltImage image =
+      BuildImage({.virtual_size = 512 * kMebibyte, .steps = {WriteCompressed{.count = 1}}});
+  const uint64_t entry = GetL2Entry(image, 0);
+  for (uint64_t i = 1; i < kEntries; ++i) {
+    SetL2Entry(image, i * kCluster, entry + ((i % 64) << 54));
+  }
+  const FaultFile without_data(image.bytes);
+  CheckImage(without_data, {.threads = 1});
+  const FaultFile file(image.bytes);
+  const Report report = CheckImage(file, {.threads = 1, .verify_data = true});
+  EXPECT_LE(file.reads(), without_data.reads() + 100);
+  EXPECT_EQ(report.coverage.compressed_clusters_decompressed, kEntries);
 }
 
 INSTANTIATE_TEST_SUITE_P(Images, ResourceBounds, ::testing::ValuesIn(kCases), [](const auto& test) {
