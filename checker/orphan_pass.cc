@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -35,6 +36,7 @@ constexpr uint64_t kManyOrphans = 100;
 // Findings about pointers that no longer lead to what they once did.
 constexpr FindingCode kLostPointers[] = {
     FindingCode::kL1Lost,
+    FindingCode::kL1EntryLost,
     FindingCode::kL1OffsetInvalid,
     FindingCode::kL1TooSmall,
     FindingCode::kL1EntryReservedBits,
@@ -70,7 +72,7 @@ class OrphanJudge {
     SetStaleBitmapsAside();
     ReportTruncation();
     ReportSuspectClusterSize(state_);
-    if (state_.orphans.empty()) return;
+    if (state_.orphans.empty() && state_.too_high->empty()) return;
     orphan_tables_ = FindOrphanTables(state_, orphans_);
     // These prove nothing, but what they map is no waste.
     has_damaged_tables_ =
@@ -78,6 +80,7 @@ class OrphanJudge {
     FindLostSnapshotTable();
     // A table that cannot be read looks empty, and is not.
     if (!state_.findings.Has(FindingCode::kUnreadable)) {
+      FindLostL1Entries();
       FindLostL1();
       FindLostL2Tables();
       ReportTornL2Tables(state_, orphan_tables_);
@@ -92,6 +95,7 @@ class OrphanJudge {
   void AddLeak(FindingCode code, const OrphanRun& run, std::string detail);
   void ReportTruncation();
   void FindLostSnapshotTable();
+  void FindLostL1Entries();
   void FindLostL1();
   void FindLostL2Tables();
   void ReportOrphanL2Tables();
@@ -113,6 +117,7 @@ class OrphanJudge {
   std::vector<OrphanTable> orphan_tables_;
   bool has_damaged_tables_ = false;
   bool snapshot_table_lost_ = false;
+  uint64_t lost_l1_entries_ = 0;
 };
 
 // What is known to be waste is no sign of a loss.
@@ -200,9 +205,50 @@ void OrphanJudge::FindLostSnapshotTable() {
                                  "unreferenced snapshot table is there"});
 }
 
+// L2 tables that snapshots share say with their own refcounts how many entries led to them. One
+// that is too high where an L1 table has a hole may have been meant there; not if others are too
+// high, too, which no hole explains: that is what making a snapshot leaves when it is cut short.
+void OrphanJudge::FindLostL1Entries() {
+  std::vector<const L2Table*> too_high;
+  absl::flat_hash_map<uint64_t, uint64_t> entries;  // that are used, by slot
+  for (const L2Table& table : state_.l2_tables) {
+    entries[table.l1_index] += table.weight;
+    const uint64_t cluster = table.offset_bytes >> geometry_.cluster_bits;
+    if (cluster < state_.file_clusters && state_.too_high->Contains(cluster)) {
+      too_high.push_back(&table);
+    }
+  }
+  std::vector<uint64_t> lengths;  // of all L1 tables
+  for (const L1Table& table : state_.l1_tables) {
+    for (const L1User& user : table.users) lengths.push_back(user.entries);
+  }
+  std::sort(lengths.begin(), lengths.end());
+  const auto has_hole = [&](const L2Table* table) {
+    const auto shorter = std::upper_bound(lengths.begin(), lengths.end(), table->l1_index);
+    return entries[table->l1_index] < static_cast<uint64_t>(lengths.end() - shorter);
+  };
+  if (!std::all_of(too_high.begin(), too_high.end(), has_hole)) return;
+  for (const L2Table* table : too_high) {
+    ++lost_l1_entries_;
+    state_.findings.Add({.code = FindingCode::kL1EntryLost,
+                         .structure = Structure::kL2Table,
+                         .host_offset = HostOffset{table->offset_bytes},
+                         .length_bytes = geometry_.cluster_size(),
+                         .clusters = 1,
+                         .guest_offset = geometry_.GuestOffsetOf(table->l1_index, 0),
+                         .guest_length_bytes = geometry_.l2_guest_bytes(),
+                         .l1_index = table->l1_index,
+                         .snapshot = table->snapshot,
+                         .confidence = Confidence::kProbable,
+                         .detail = table->active_weight == 0
+                                       ? "a snapshot leads here, the disk does not"
+                                       : "the disk leads here, a snapshot does not"});
+  }
+}
+
 void OrphanJudge::FindLostL1() {
   if (state_.findings.Has(FindingCode::kL1OffsetInvalid) || state_.header.l1_size == 0 ||
-      state_.orphan_clusters < kFewOrphans) {
+      (state_.orphan_clusters < kFewOrphans && lost_l1_entries_ == 0)) {
     return;
   }
   uint64_t tables = 0, lost = 0;
@@ -223,12 +269,14 @@ void OrphanJudge::FindLostL1() {
        .guest_offset = GuestOffset{0},
        .guest_length_bytes = state_.header.size,
        .confidence = Confidence::kProbable,
-       .detail = lost == 0
-                     ? absl::StrFormat("all %d entries are 0; %d clusters are unreferenced",
-                                       state_.header.l1_size, state_.orphan_clusters)
-                     : absl::StrFormat("none of the %d places it points to is an L2 table; %d "
-                                       "clusters are unreferenced",
-                                       lost, state_.orphan_clusters)});
+       .detail =
+           lost == 0
+               ? absl::StrFormat("all %d entries are 0; %d clusters are unreferenced, and %d "
+                                 "L2 tables are counted more often than referenced",
+                                 state_.header.l1_size, state_.orphan_clusters, lost_l1_entries_)
+               : absl::StrFormat("none of the %d places it points to is an L2 table; %d "
+                                 "clusters are unreferenced",
+                                 lost, state_.orphan_clusters)});
 }
 
 // In whole blocks of a file system, which cannot have smaller holes.
@@ -398,6 +446,7 @@ std::string OrphanJudge::WhyHeldBack() const {
   }
   if (!orphan_tables_.empty()) reasons.push_back("some of them are L2 tables");
   if (has_damaged_tables_) reasons.push_back("some of them look like damaged L2 tables");
+  if (lost_l1_entries_ != 0) reasons.push_back("an L1 entry was lost");
   if (reasons.empty() && HasTableOfZeros()) reasons.push_back("an L2 table holds only zeros");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
   if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");
@@ -418,8 +467,11 @@ void OrphanJudge::ReportOrphans() {
             std::move(detail));
   }
   if (why.empty()) return;
-  state_.held_back = {state_.orphan_clusters, state_.orphan_clusters << geometry_.cluster_bits,
-                      why};
+  uint64_t clusters = state_.orphan_clusters;
+  if (lost_l1_entries_ != 0 || (clusters == 0 && state_.findings.Has(FindingCode::kL2TableTorn))) {
+    state_.too_high->ForEach([&clusters](uint64_t) { ++clusters; });
+  }
+  state_.held_back = {clusters, clusters << geometry_.cluster_bits, clusters != 0 ? why : ""};
 }
 
 }  // namespace

@@ -22,6 +22,15 @@ constexpr uint64_t kEnoughOrphans = 8;
 // a guest usually allocates.
 constexpr uint64_t kManyOrphans = 32;
 
+// Consecutive clusters that are counted more often than they are referenced: orphans, and what a
+// snapshot shares. A refcount block may lie between them, which QEMU puts where it needs one.
+struct LostRun {
+  uint64_t first = 0;
+  uint64_t end = 0;
+  uint64_t clusters = 0;
+  bool orphans = true;  // all of them
+};
+
 class TornTableSearch {
  public:
   explicit TornTableSearch(CheckState& state) : state_(state), geometry_(state.geo()) {}
@@ -29,10 +38,11 @@ class TornTableSearch {
   void Run(const std::vector<OrphanTable>& orphan_tables) {
     // The clusters of a data file are no neighbours of orphans.
     if (geometry_.data_file) return;
+    FindRuns();
     absl::flat_hash_set<uint64_t> starts;  // of runs that are long enough
-    for (const OrphanRun& run : state_.orphans) {
+    for (const LostRun& run : runs_) {
       if (run.clusters < kEnoughOrphans) continue;
-      starts.insert(run.first_cluster << geometry_.cluster_bits);
+      starts.insert(run.first << geometry_.cluster_bits);
     }
     if (starts.empty()) return;
     explained_ = MappedAsData(state_, orphan_tables, starts);
@@ -51,10 +61,15 @@ class TornTableSearch {
     uint64_t length() const { return end - begin; }
   };
 
-  const OrphanRun* RunEndingAt(uint64_t cluster) const;
-  bool IsExplained(const OrphanRun& run) const {
-    return explained_.contains(run.first_cluster << geometry_.cluster_bits);
+  void FindRuns();
+  void AddToRuns(const LostRun& next);
+  const LostRun* RunFrom(uint64_t cluster) const;
+  const LostRun* RunEndingAt(uint64_t cluster) const;
+  std::string WordsOf(const LostRun& run) const;
+  bool IsExplained(const LostRun& run) const {
+    return explained_.contains(run.first << geometry_.cluster_bits);
   }
+  bool IsBlock(uint64_t cluster) const { return blocks_.contains(cluster); }
   std::optional<uint64_t> ClusterOf(uint64_t entry) const;
   bool IsWholeSectors(const Gap& gap) const;
   void LookThrough(const L2Table& table, uint64_t begin_bytes, absl::Span<const uint8_t> bytes);
@@ -64,17 +79,67 @@ class TornTableSearch {
 
   CheckState& state_;
   const Geometry& geometry_;
-  absl::flat_hash_set<uint64_t> explained_;  // starts of orphans that another table has lost
+  std::vector<LostRun> runs_;
+  absl::flat_hash_set<uint64_t> blocks_;     // clusters of refcount blocks
+  absl::flat_hash_set<uint64_t> explained_;  // starts of runs that another table has lost
 };
 
-// The one whose last cluster is the one before `cluster`.
-const OrphanRun* TornTableSearch::RunEndingAt(uint64_t cluster) const {
-  const auto behind = std::lower_bound(
-      state_.orphans.begin(), state_.orphans.end(), cluster,
-      [](const OrphanRun& run, uint64_t value) { return run.first_cluster < value; });
-  if (behind == state_.orphans.begin()) return nullptr;
-  const OrphanRun& run = *std::prev(behind);
-  return run.first_cluster + run.clusters == cluster ? &run : nullptr;
+void TornTableSearch::FindRuns() {
+  for (const RefcountBlock& block : state_.refcount_blocks) {
+    blocks_.insert(block.offset_bytes >> geometry_.cluster_bits);
+  }
+  size_t next = 0;
+  const auto add_orphans_before = [&](uint64_t cluster) {
+    for (; next < state_.orphans.size() && state_.orphans[next].first_cluster < cluster; ++next) {
+      const OrphanRun& run = state_.orphans[next];
+      AddToRuns({run.first_cluster, run.first_cluster + run.clusters, run.clusters, true});
+    }
+  };
+  state_.too_high->ForEach([&](uint64_t cluster) {
+    add_orphans_before(cluster);
+    AddToRuns({cluster, cluster + 1, 1, false});
+  });
+  add_orphans_before(kSaturated);
+}
+
+// In ascending order. Those that are too short are not kept: there may be millions.
+void TornTableSearch::AddToRuns(const LostRun& next) {
+  uint64_t behind = runs_.empty() ? 0 : runs_.back().end;
+  while (behind < next.first && IsBlock(behind)) ++behind;
+  if (!runs_.empty() && behind == next.first) {
+    runs_.back().end = next.end;
+    runs_.back().clusters += next.clusters;
+    runs_.back().orphans &= next.orphans;
+    return;
+  }
+  if (!runs_.empty() && runs_.back().clusters < kEnoughOrphans) runs_.pop_back();
+  runs_.push_back(next);
+}
+
+// The one that begins at `cluster`, or behind refcount blocks there.
+const LostRun* TornTableSearch::RunFrom(uint64_t cluster) const {
+  while (IsBlock(cluster)) ++cluster;
+  const auto found =
+      std::lower_bound(runs_.begin(), runs_.end(), cluster,
+                       [](const LostRun& run, uint64_t value) { return run.first < value; });
+  return found != runs_.end() && found->first == cluster ? &*found : nullptr;
+}
+
+// The one that ends before `cluster`, or before refcount blocks there.
+const LostRun* TornTableSearch::RunEndingAt(uint64_t cluster) const {
+  while (cluster > 0 && IsBlock(cluster - 1)) --cluster;
+  const auto behind =
+      std::lower_bound(runs_.begin(), runs_.end(), cluster,
+                       [](const LostRun& run, uint64_t value) { return run.first < value; });
+  if (behind == runs_.begin()) return nullptr;
+  const LostRun& run = *std::prev(behind);
+  return run.end == cluster ? &run : nullptr;
+}
+
+std::string TornTableSearch::WordsOf(const LostRun& run) const {
+  return absl::StrFormat("the %d clusters from 0x%x on are %s", run.clusters,
+                         run.first << geometry_.cluster_bits,
+                         run.orphans ? "unreferenced" : "counted more often than referenced");
 }
 
 // Where an entry leads that is neither compressed nor anything else than a mapping.
@@ -109,45 +174,43 @@ void TornTableSearch::LookThrough(const L2Table& table, uint64_t begin_bytes,
 }
 
 // Whole sectors of zeros before an entry, while right before the cluster of that entry, where the
-// missing ones would lead, are orphans: no more than fit, and at least half as many. If there is an
-// entry before the zeros, they lie exactly between the clusters of the two.
+// missing ones would lead, are clusters that nothing explains: no more than fit, and at least half
+// as many, or more than a crash leaves. If there is an entry before the zeros, they lie exactly
+// between the clusters of the two.
 void TornTableSearch::LookForLostSectors(const L2Table& table, const Gap& gap, uint64_t before,
                                          uint64_t behind) {
   const std::optional<uint64_t> next = ClusterOf(behind);
-  const OrphanRun* run = next ? RunEndingAt(*next) : nullptr;
+  const LostRun* run = next ? RunEndingAt(*next) : nullptr;
   if (run == nullptr || IsExplained(*run) || run->clusters < kEnoughOrphans ||
-      run->clusters > gap.length() || run->clusters * 2 < gap.length()) {
+      run->clusters > gap.length() ||
+      (run->clusters * 2 < gap.length() && run->clusters < kManyOrphans)) {
     return;
   }
   const std::optional<uint64_t> previous = ClusterOf(before);
-  if (gap.begin != 0 && (!previous || *previous + 1 != run->first_cluster)) return;
-  Report(table, gap,
-         absl::StrFormat("entries %d to %d are zero, and the %d clusters from 0x%x on are "
-                         "unreferenced",
-                         gap.begin, gap.end - 1, run->clusters,
-                         run->first_cluster << geometry_.cluster_bits));
+  if (gap.begin != 0 && (!previous || RunFrom(*previous + 1) != run)) return;
+  Report(
+      table, gap,
+      absl::StrFormat("entries %d to %d are zero, and %s", gap.begin, gap.end - 1, WordsOf(*run)));
 }
 
 // A table that is zero behind its last entry, while the clusters that come next in the file, where
-// the following entries would point, are orphans. That alone is also what a crash leaves when it
-// hits a writer that fills the file to its end. So either the zeros must begin at a sector
-// boundary, as when a write of the table was cut off, or clusters in use must follow the orphans:
-// then the writer had gone on, and the table once knew them.
+// the following entries would point, are explained by nothing. That alone is also what a crash
+// leaves when it hits a writer that fills the file to its end. So either the zeros must begin at a
+// sector boundary, as when a write of the table was cut off, or clusters in use must follow: then
+// the writer had gone on, and the table once knew them.
 void TornTableSearch::LookForLostEnd(const L2Table& table, uint64_t last_entry) {
   const Gap gap = {uint64_t{table.last_used} + 1, geometry_.l2_entries()};
   if (gap.begin >= gap.end) return;
   const std::optional<uint64_t> cluster = ClusterOf(last_entry);
-  const OrphanRun* run = cluster ? state_.OrphansFrom(*cluster + 1) : nullptr;
+  const LostRun* run = cluster ? RunFrom(*cluster + 1) : nullptr;
   if (run == nullptr || IsExplained(*run)) return;
   const bool at_sector = gap.begin * geometry_.l2_entry_bytes() % kSectorBytes == 0;
-  const bool at_tail = run->first_cluster + run->clusters >= state_.file_clusters;
+  const bool at_tail = run->end >= state_.file_clusters;
   if (run->clusters < (at_sector ? kEnoughOrphans : kManyOrphans) || (!at_sector && at_tail)) {
     return;
   }
   Report(table, gap,
-         absl::StrFormat("from entry %d on it is zero, and the %d clusters from 0x%x on are "
-                         "unreferenced",
-                         gap.begin, run->clusters, run->first_cluster << geometry_.cluster_bits));
+         absl::StrFormat("from entry %d on it is zero, and %s", gap.begin, WordsOf(*run)));
 }
 
 void TornTableSearch::Report(const L2Table& table, const Gap& gap, std::string detail) {

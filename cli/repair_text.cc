@@ -104,13 +104,22 @@ std::string GroupText(const WriteGroup& group, bool colour) {
   return text;
 }
 
-// The groups of one safety, under one heading.
-std::string GroupsText(const std::vector<WriteGroup>& groups, RepairSafety safety,
+enum class Costs { kNothing, kData, kOrphans };
+
+Costs CostsOf(const PlanReason& reason) {
+  if (reason.safety == RepairSafety::kLossy) return Costs::kData;
+  const bool frees =
+      reason.code == FindingCode::kLeakSuspicious && reason.action == RepairAction::kLowerRefcount;
+  return frees ? Costs::kOrphans : Costs::kNothing;
+}
+
+// The groups that cost the same, under one heading.
+std::string GroupsText(const std::vector<WriteGroup>& groups, Costs costs,
                        absl::string_view heading, bool colour) {
-  const bool lossy = safety != RepairSafety::kLossless;
+  const bool lossy = costs != Costs::kNothing;
   std::string text;
   for (const WriteGroup& group : groups) {
-    if (group.reason.safety != safety) continue;
+    if (CostsOf(group.reason) != costs) continue;
     if (text.empty()) {
       text =
           heading.empty()
@@ -125,7 +134,7 @@ std::string GroupsText(const std::vector<WriteGroup>& groups, RepairSafety safet
 std::string WritesText(const RepairOutcome& outcome, bool colour) {
   const Plan& plan = outcome.result.plan;
   const std::vector<WriteGroup> groups = GroupsOf(plan);
-  const std::string losing = GroupsText(groups, RepairSafety::kLossy,
+  const std::string losing = GroupsText(groups, Costs::kData,
                                         outcome.dry_run ? "THIS WOULD GIVE UP DATA that cannot be "
                                                           "found in the image:"
                                                         : "THIS GAVE UP DATA that cannot be found "
@@ -133,7 +142,7 @@ std::string WritesText(const RepairOutcome& outcome, bool colour) {
                                         colour);
   // Only on request: --free-orphans.
   const std::string freeing =
-      GroupsText(groups, RepairSafety::kManual,
+      GroupsText(groups, Costs::kOrphans,
                  outcome.dry_run ? "THIS WOULD FREE what may be the only copy of something:"
                                  : "THIS FREED what may be the only copy of something:",
                  colour);
@@ -143,7 +152,7 @@ std::string WritesText(const RepairOutcome& outcome, bool colour) {
                                       : "Guest ranges that read as zeros from now on",
                       plan.lost_guest_ranges),
       freeing,
-      GroupsText(groups, RepairSafety::kLossless,
+      GroupsText(groups, Costs::kNothing,
                  losing.empty() && freeing.empty() ? "" : "This loses nothing:", colour));
 }
 
@@ -277,7 +286,7 @@ std::string HeldBackText(const RepairOutcome& outcome, const std::string& path) 
   const std::string& why = result.before.held_back.why;
   std::string text = Paragraph(absl::StrCat(
       "Held back: ", Counted(held.clusters, "cluster", "clusters"), " (", FormatBytes(held.bytes),
-      ") that nothing references and that may be the only copy of something",
+      ") that are counted more often than referenced and may be the only copy of something",
       why.empty() ? "" : ": ", Printable(why), ". They keep their refcounts."));
   // After a repair the report of what is left lists them.
   if (outcome.dry_run) absl::StrAppend(&text, OrphansText(result.before));

@@ -320,8 +320,10 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
       return Outcome::kMade;
     }
     std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
-    if (round == 0 && state.geometry &&
-        (HasLostPointers(state) || state.findings.Has(FindingCode::kOrphanL2Table))) {
+    // What only refcounts show may not be seen before they can be read again.
+    if (state.geometry &&
+        ((round == 0 && HasLostPointers(state)) || state.findings.Has(FindingCode::kL1Lost) ||
+         state.findings.Has(FindingCode::kOrphanL2Table))) {
       plan.ExpectLosses();
     }
     // Entries of what was no L1 table say nothing about where the file ended.

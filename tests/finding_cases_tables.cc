@@ -71,6 +71,13 @@ BuiltImage WithTwoTables() {
   return BuildImage(options);
 }
 
+BuiltImage SharedBySnapshot() {
+  ImageOptions options = SmallOptions();
+  options.steps = {WriteClusters{.count = 8}, WriteClusters{.first = 512, .count = 8},
+                   TakeSnapshot{}};
+  return BuildImage(options);
+}
+
 BuiltImage WithShiftedEntry() {
   BuiltImage image = SmallImage();
   SetL1Entry(image, 1, image.bytes.size() | kCopiedBit);
@@ -183,6 +190,13 @@ constexpr FindingCase kCases[] = {
        return FiresAt(image, image.L2At(0).host_offset + 2048);
      },
      [] { return Check(WithTornL2(7)); }},
+    {FindingCode::kL1EntryLost, "the disk has no entry for a table that a snapshot shares / it has",
+     [] {
+       BuiltImage image = SharedBySnapshot();
+       SetL1Entry(image, 1, 0);
+       return FiresAt(image, image.L2At(1).host_offset);
+     },
+     [] { return Check(SharedBySnapshot()); }, Verdict::kLeaks},
     {FindingCode::kOrphanL2Table, "it maps unreferenced clusters / clusters of the table it was",
      [] {
        BuiltImage image = WithTwoTables();

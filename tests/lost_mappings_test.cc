@@ -143,6 +143,62 @@ TEST(LostMappings, OfAnotherTableMakeNoTornOne) {
   EXPECT_THAT(report.lost_guest_ranges, IsEmpty());
 }
 
+// Nothing is an orphan: the snapshot still has it all. But once the snapshot is deleted its
+// refcounts are all that keeps the disk's only copy. The disk's L1 table, an entry of it, or the
+// snapshot's.
+TEST(LostMappings, OfTablesThatASnapshotShares) {
+  const BuiltImage sound =
+      BuildImage({.cluster_bits = 12,
+                  .virtual_size = uint64_t{4} << 20,
+                  .steps = {WriteClusters{.count = 8},
+                            WriteClusters{.first = kSecondTable, .count = 40}, TakeSnapshot{}}});
+  BuiltImage l1 = sound, entry = sound, snapshot = sound;
+  for (uint64_t i = 0; i < 2; ++i) {
+    SetL1Entry(l1, i, 0);
+    Poke64(snapshot.bytes, snapshot.snapshots[0].l1.offset + 8 * i, 0);
+  }
+  SetL1Entry(entry, 1, 0);
+  EXPECT_TRUE(HasFinding(Check(l1.bytes), FindingCode::kL1Lost));
+  for (const BuiltImage& image : {l1, entry, snapshot}) {
+    ExpectHeldBack(image.bytes, FindingCode::kL1EntryLost);
+    MemoryFile file(image.bytes);
+    Repair(file, {.mode = RepairMode::kAll, .discard = true});
+    EXPECT_EQ(file.bytes(), image.bytes);
+  }
+}
+
+// That leaves all tables counted once more, those that the older snapshot has and those it has not.
+TEST(LostMappings, AreNotWhatMakingASnapshotLeavesWhenItIsCutShort) {
+  BuiltImage image = BuildImage({.cluster_bits = 12,
+                                 .virtual_size = uint64_t{4} << 20,
+                                 .steps = {WriteClusters{.count = 8}, TakeSnapshot{},
+                                           WriteClusters{.first = kSecondTable, .count = 40}}});
+  for (const uint64_t l1_index : {0, 1}) {
+    const uint64_t cluster = image.ClusterOf(image.L2At(l1_index).host_offset);
+    SetRefcount(image, cluster, GetRefcount(image, cluster) + 1);
+  }
+  const Report report = Check(image.bytes);
+  EXPECT_FALSE(HasFinding(report, FindingCode::kL1EntryLost));
+  EXPECT_EQ(report.held_back.clusters, 0u);
+}
+
+TEST(LostMappings, InSectorsWhoseClustersASnapshotShares) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 300}, TakeSnapshot{}, WriteClusters{.count = 1}}});
+  for (uint64_t i = 64; i < 128; ++i) SetL2Entry(image, i << 12, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kL2TableTorn);
+}
+
+// Less than half of what was zeroed held mappings, but they lead just before the next entry's.
+TEST(LostMappings, InSectorsThatWereHalfFull) {
+  BuiltImage image = BuildImage({.cluster_bits = 12,
+                                 .steps = {WriteClusters{.first = 88, .count = 40},
+                                           WriteClusters{.first = 128, .count = 20}}});
+  for (uint64_t i = 88; i < 128; ++i) SetL2Entry(image, i << 12, 0);
+  ExpectHeldBack(image.bytes, FindingCode::kL2TableTorn);
+}
+
 TEST(LostMappings, InSectorsThatAreZero) {
   const BuiltImage image =
       BuildImage({.virtual_size = uint64_t{1} << 30, .steps = {WriteClusters{.count = 640}}});
