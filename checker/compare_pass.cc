@@ -52,8 +52,7 @@ uint64_t EndOfReferences(const CheckState& state) {
 // A count up to the first is a plausible one. Refcounts of up to 1 << the second bits always are.
 constexpr uint64_t kSmallCount = 16;
 constexpr int kNarrowOrder = 3;
-// Runs of refcounts behind the end of the file, of each block, that are told one by one: what comes
-// then is counted with the last.
+// Runs of refcounts behind the end of the file, of each block, that are told; the rest is counted.
 constexpr size_t kPastEndListed = 10'000;
 
 // Some of the refcount blocks, and the clusters from `first_cluster` up to the end of the last one.
@@ -140,7 +139,9 @@ class Comparison {
   RefcountFindings findings_;
   uint64_t block_mismatches_ = 0;  // in the block at hand
   uint64_t block_used_ = 0;
-  std::vector<OrphanRun> past_end_;  // refcounts of the block at hand behind the end of the file
+  // Refcounts of the block at hand behind the end of the file: the first runs, and how many more.
+  std::vector<OrphanRun> past_end_;
+  uint64_t more_past_end_ = 0;
 };
 
 // Eight bytes of refcounts of 1, in native order.
@@ -191,7 +192,7 @@ void Comparison::CountPastEnd(uint64_t cluster, uint64_t stored) {
   if (past_end_.size() < kPastEndListed) {
     ExtendRuns(past_end_, {cluster, 1, stored});
   } else {
-    ++past_end_.back().clusters;
+    ++more_past_end_;
   }
 }
 
@@ -310,13 +311,15 @@ void Comparison::JudgeBlock(const RefcountBlock& block) {
                                                 block_mismatches_, block_entries_)});
     return;
   }
-  for (const OrphanRun& run : past_end_) {
+  for (size_t i = 0; i < past_end_.size(); ++i) {
+    const OrphanRun& run = past_end_[i];
+    const bool is_last = i + 1 == past_end_.size();
     part_->notes.Add({.code = FindingCode::kRefcountPastEnd,
                       .structure = Structure::kRefcountBlock,
                       .host_offset = state_.geo().OffsetOf({run.first_cluster}),
                       .length_bytes = run.clusters << state_.geo().cluster_bits,
                       .clusters = run.clusters,
-                      .count = run.clusters,
+                      .count = run.clusters + (is_last ? more_past_end_ : 0),
                       .stored = run.stored,
                       .expected = 0});
   }
@@ -360,6 +363,7 @@ ComparePart Comparison::Compare(const BlockRange& range) {
     block_mismatches_ = 0;
     block_used_ = 0;
     past_end_.clear();
+    more_past_end_ = 0;
     if (at_once) CompareBlock(block, batch_.pieces()[i], 0, block_bytes);
     for (uint64_t at = 0; at < block_bytes && !at_once; at += piece_bytes) {
       batch_.Read(state_.file, {block.offset_bytes + at}, piece_bytes, Structure::kRefcountBlock,

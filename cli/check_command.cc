@@ -113,7 +113,7 @@ struct ImageOutput {
 std::string WhatWasChanged(const std::string& name, const ImageOutcome& outcome) {
   if (!outcome.repair || !outcome.repair->result.changed) return "";
   const std::string& undo = outcome.repair->undo_file;
-  return Sentence(absl::StrCat("'", name, "' was repaired; ",
+  return Sentence(absl::StrCat("'", name, "' was changed by the repair; ",
                                undo.empty()
                                    ? "nothing was kept of what was overwritten"
                                    : absl::StrCat("what was overwritten is kept in '", undo, "'")));

@@ -116,7 +116,7 @@ Costs CostsOf(const PlanReason& reason) {
 // The groups that cost the same, under one heading.
 std::string GroupsText(const std::vector<WriteGroup>& groups, Costs costs,
                        absl::string_view heading, bool colour) {
-  const bool lossy = costs != Costs::kNothing;
+  const bool warns = costs != Costs::kNothing;
   std::string text;
   for (const WriteGroup& group : groups) {
     if (CostsOf(group.reason) != costs) continue;
@@ -124,7 +124,7 @@ std::string GroupsText(const std::vector<WriteGroup>& groups, Costs costs,
       text =
           heading.empty()
               ? "\n"
-              : absl::StrCat("\n  ", Coloured(heading, lossy ? kRed : "", lossy && colour), "\n");
+              : absl::StrCat("\n  ", Coloured(heading, warns ? kRed : "", warns && colour), "\n");
     }
     absl::StrAppend(&text, GroupText(group, colour));
   }

@@ -225,9 +225,10 @@ TEST_F(RepairCommandTest, ARepairIsToldOfEvenIfItsReportCannotBeWritten) {
   const CommandResult result =
       RunBehind("exec >/dev/full; ", dir_.path(), {"--repair", "leaky.qcow2"});
   EXPECT_EQ(result.exit_code, 1);
-  EXPECT_THAT(result.err, AllOf(HasSubstr("'leaky.qcow2' was repaired; what was overwritten is "
-                                          "kept in 'leaky.qcow2.undo'"),
-                                HasSubstr("cannot write the report")));
+  EXPECT_THAT(result.err,
+              AllOf(HasSubstr("'leaky.qcow2' was changed by the repair; what was overwritten is "
+                              "kept in 'leaky.qcow2.undo'"),
+                    HasSubstr("cannot write the report")));
 }
 
 TEST_F(RepairCommandTest, SeveralImagesAreRepairedEachOnItsOwn) {

@@ -116,46 +116,41 @@ SparseFile SnapshotsInHole() {
   Put64(file, 64, kTebibyte);
   return file;
 }
+// As many snapshots as an image may have, whose entries are at `table`; their L1 tables are where
+// `place` says by number.
+void AddSnapshots(SparseFile& file, uint64_t table, uint32_t l1_entries,
+                  const std::function<uint64_t(uint64_t)>& place) {
+  constexpr uint64_t kSnapshots = 65535, kEntryBytes = 64;
+  for (uint64_t i = 0; i < kSnapshots; ++i) {
+    const uint64_t at = table + i * kEntryBytes;
+    Put64(file, at, place(i));
+    Put32(file, at + 8, l1_entries);
+    Put32(file, at + 12, 8 << 16);  // an id of 8 bytes
+    Put32(file, at + 36, 16);       // of extra data
+    const std::string id = absl::StrFormat("%08d", i);
+    QCOW2CHECK_CHECK(
+        file.WriteAt(HostOffset{at + 56}, std::vector<uint8_t>(id.begin(), id.end())).ok());
+  }
+  Put32(file, 60, kSnapshots);
+  Put64(file, 64, table);
+}
 // Each with the active L1 table, which leads from every slot to one full L2 table.
 SparseFile ManySnapshots() {
-  constexpr uint64_t kTable = kFree, kSnapshots = 65535, kEntryBytes = 64;
+  constexpr uint64_t kTable = kFree;
   SparseFile file = EmptyDisk(kTebibyte);
   SetDiskSize(file, kEntries);
   for (uint64_t i = 0; i < kEntries; ++i) {
     Put64(file, kL1 + 8 * i, kTable);
     Put64(file, kTable + 8 * i, kFree + (1 + i) * kCluster);
   }
-  const uint64_t entries = kTebibyte / 2;
-  for (uint64_t i = 0; i < kSnapshots; ++i) {
-    const uint64_t at = entries + i * kEntryBytes;
-    Put64(file, at, kL1);
-    Put32(file, at + 8, kEntries);
-    Put32(file, at + 12, 8 << 16);  // an id of 8 bytes
-    Put32(file, at + 36, 16);       // of extra data
-    const std::string id = absl::StrFormat("%08d", i);
-    QCOW2CHECK_CHECK(
-        file.WriteAt(HostOffset{at + 56}, std::vector<uint8_t>(id.begin(), id.end())).ok());
-  }
-  Put32(file, 60, kSnapshots);
-  Put64(file, 64, entries);
+  AddSnapshots(file, kTebibyte / 2, kEntries, [](uint64_t) { return kL1; });
   return file;
 }
 // Each with an L1 table of its own, of 2^22 entries in a hole, a cluster behind the one before.
 SparseFile OverlappingL1Tables() {
-  constexpr uint64_t kSnapshots = 65535, kEntryBytes = 64;
   SparseFile file = EmptyDisk(kTebibyte);
-  for (uint64_t i = 0; i < kSnapshots; ++i) {
-    const uint64_t at = kTebibyte / 2 + i * kEntryBytes;
-    Put64(file, at, kTebibyte / 4 + i * kCluster);
-    Put32(file, at + 8, 1 << 22);
-    Put32(file, at + 12, 8 << 16);  // an id of 8 bytes
-    Put32(file, at + 36, 16);       // of extra data
-    const std::string id = absl::StrFormat("%08d", i);
-    QCOW2CHECK_CHECK(
-        file.WriteAt(HostOffset{at + 56}, std::vector<uint8_t>(id.begin(), id.end())).ok());
-  }
-  Put32(file, 60, kSnapshots);
-  Put64(file, 64, kTebibyte / 2);
+  AddSnapshots(file, kTebibyte / 2, 1 << 22,
+               [](uint64_t i) { return kTebibyte / 4 + i * kCluster; });
   return file;
 }
 // Each with the same table, of 2^20 entries in a hole.
@@ -218,7 +213,7 @@ SparseFile OrphansOfOneBit() {
   Fill(file, kFree, 2, 0xff);
   return file;
 }
-// Of 2^19 refcounts, every second one not 0, most of them for clusters behind the end of the file.
+// Of 2^19 refcounts, every fourth one not 0, most of them for clusters behind the end of the file.
 SparseFile OneBlockForAll() {
   SparseFile file = EmptyDisk(kTebibyte, /*refcount_order=*/0);
   for (uint64_t i = 1; i < kEntries; ++i) Put64(file, kRefcountTable + 8 * i, kFree);
