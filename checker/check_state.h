@@ -132,7 +132,8 @@ struct CheckState {
   std::string backing_name;
   std::string backing_format;
   std::string data_file_name;
-  bool kept_by_repair = false;  // a repair left a note that orphans must be kept
+  bool kept_by_repair = false;     // a repair left a note that orphans must be kept
+  bool orphans_explained = false;  // and it gave up what would show why
 
   // Made by the snapshot and bitmap passes.
   std::vector<SnapshotEntry> snapshots;

@@ -245,8 +245,9 @@ void CheckExtension(CheckState& state, const HeaderExtension& extension) {
       break;  // the bitmap pass judges it
     case kExtensionRepairNote:
       if (const std::optional<RepairNote> note = DecodeRepairNote(extension.data)) {
-        state.kept_by_repair = note->keep_orphans;
-        if (note->keep_orphans) AddExtension(state, FindingCode::kKeptByRepair, extension, "");
+        state.kept_by_repair = note->orphans != OrphanNote::kVoid;
+        state.orphans_explained = note->orphans == OrphanNote::kGivenUp;
+        if (state.kept_by_repair) AddExtension(state, FindingCode::kKeptByRepair, extension, "");
         break;
       }
       [[fallthrough]];

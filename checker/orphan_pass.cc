@@ -318,9 +318,8 @@ void OrphanJudge::FindLostL2Tables() {
     const uint64_t cluster = table.offset_bytes >> geometry_.cluster_bits;
     const OrphanRun* behind = state_.OrphansFrom(cluster + 1);
     const bool adjacent = behind != nullptr && behind->clusters >= kFewOrphans;
-    // What an earlier repair kept is explained.
     const bool only_one =
-        without_mappings.size() == 1 && state_.orphan_clusters >= many && !state_.kept_by_repair;
+        without_mappings.size() == 1 && state_.orphan_clusters >= many && !state_.orphans_explained;
     const bool is_data = !snapshots_damaged && mapped_as_data.contains(table.offset_bytes);
     const bool in_hole = state_.orphan_clusters >= kFewOrphans && LiesInHole(table.offset_bytes);
     if (!is_data && !adjacent && !only_one && !in_hole) continue;

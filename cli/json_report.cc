@@ -65,26 +65,33 @@ Json FindingJson(const RepairedFinding& repaired) {
   return json;
 }
 
-absl::string_view DataStateOf(const Report& report, const std::vector<GuestRange>& lost) {
-  if (!lost.empty()) return NameOf(DataState::kLost);
-  const bool nothing_known = report.data == DataState::kNone && !ExaminedAll(report);
-  return nothing_known ? "unknown" : NameOf(report.data);
+// `repaired`: the plan of a repair that has changed the image, or nullptr.
+absl::string_view DataStateOf(const Report& report, const Plan* repaired) {
+  if (repaired != nullptr && !repaired->lost_guest_ranges.empty()) return NameOf(DataState::kLost);
+  const bool copied = repaired != nullptr && CopiesSharedData(*repaired);
+  const DataState state = copied ? std::max(report.data, DataState::kAmbiguous) : report.data;
+  const bool nothing_known = state == DataState::kNone && !ExaminedAll(report);
+  return nothing_known ? "unknown" : NameOf(state);
 }
 
-// `lost`: what reads as zeros since a repair, which no check can see any more.
-Json DataJson(const Report& report, const std::vector<GuestRange>& lost) {
+// With what no check can see any more: what reads as zeros since the repair, or was copied.
+Json DataJson(const Report& report, const Plan* repaired) {
   GuestRanges all;
   for (const GuestRange& range : report.lost_guest_ranges) {
     all.Add(range.offset_bytes, range.length_bytes);
   }
-  for (const GuestRange& range : lost) all.Add(range.offset_bytes, range.length_bytes);
+  if (repaired != nullptr) {
+    for (const GuestRange& range : repaired->lost_guest_ranges) {
+      all.Add(range.offset_bytes, range.length_bytes);
+    }
+  }
   uint64_t bytes = 0;
   Json ranges = Json::array();
   for (const GuestRange& range : all.Merged(~uint64_t{0})) {
     ranges.push_back({{"offset", range.offset_bytes}, {"length", range.length_bytes}});
     bytes += range.length_bytes;
   }
-  return {{"state", Text(DataStateOf(report, lost))},
+  return {{"state", Text(DataStateOf(report, repaired))},
           {"lost-guest-bytes", bytes},
           {"lost-guest-ranges", ranges}};
 }
@@ -188,8 +195,7 @@ std::string JsonReport(const std::string& filename, const Report& report,
   const bool repaired = changed && report.verdict == Verdict::kClean;
   json["verdict"] = repaired ? "repaired" : Text(NameOf(report.verdict));
   if (!error.empty()) json["error"] = Text(error);
-  json["data"] =
-      DataJson(report, changed ? repair->result.plan.lost_guest_ranges : std::vector<GuestRange>());
+  json["data"] = DataJson(report, changed ? &repair->result.plan : nullptr);
   json["coverage"] = CoverageJson(report.coverage);
   if (report.image.version != 0) json["image"] = ImageJson(report.image);
   if (repair == nullptr) {

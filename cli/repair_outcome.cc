@@ -14,4 +14,12 @@ void ForEachWrite(const Plan& plan,
   for (const PlannedWrite& write : plan.closing.writes) visit(step + 1, write);
 }
 
+bool CopiesSharedData(const Plan& plan) {
+  bool copies = false;
+  ForEachWrite(plan, [&copies](uint64_t, const PlannedWrite& write) {
+    copies |= write.reason.action == RepairAction::kCopyOut;
+  });
+  return copies;
+}
+
 }  // namespace qcow2check

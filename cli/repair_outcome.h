@@ -37,6 +37,9 @@ absl::string_view NameOf(RepairMode mode);
 void ForEachWrite(const Plan& plan,
                   absl::FunctionRef<void(uint64_t step, const PlannedWrite& write)> visit);
 
+// Whether two users of the same bytes, of which one is wrong, get each a copy of them.
+bool CopiesSharedData(const Plan& plan);
+
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_CLI_REPAIR_OUTCOME_H_

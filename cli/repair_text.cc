@@ -146,6 +146,13 @@ std::string WritesText(const RepairOutcome& outcome, bool colour) {
                  outcome.dry_run ? "THIS WOULD FREE what may be the only copy of something:"
                                  : "THIS FREED what may be the only copy of something:",
                  colour);
+  const std::string copying =
+      CopiesSharedData(plan)
+          ? Paragraph(absl::StrCat(
+                "Where two claimed the same bytes, each ", outcome.dry_run ? "would have" : "has",
+                " a copy of its own now. The guest reads what it read before, but of the two one "
+                "is wrong: compare the guest's with a backup."))
+          : "";
   return absl::StrCat(
       losing,
       RangesParagraph(outcome.dry_run ? "Guest ranges that would read as zeros from then on"
@@ -153,7 +160,8 @@ std::string WritesText(const RepairOutcome& outcome, bool colour) {
                       plan.lost_guest_ranges),
       freeing,
       GroupsText(groups, Costs::kNothing,
-                 losing.empty() && freeing.empty() ? "" : "This loses nothing:", colour));
+                 losing.empty() && freeing.empty() ? "" : "This loses nothing:", colour),
+      copying);
 }
 
 std::string SizeText(const RepairOutcome& outcome) {

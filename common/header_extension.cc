@@ -91,14 +91,16 @@ std::optional<CryptoExtension> DecodeCryptoExtension(absl::Span<const uint8_t> d
 
 std::optional<RepairNote> DecodeRepairNote(absl::Span<const uint8_t> data) {
   if (data.size() != kRepairNoteBytes) return std::nullopt;
-  const RepairNote note = {Load32(data.data()), Load32(&data[4]) != 0};
-  return note.version == kRepairNoteVersion ? std::optional(note) : std::nullopt;
+  if (Load32(data.data()) != kRepairNoteVersion) return std::nullopt;
+  const auto orphans = static_cast<OrphanNote>(Load32(&data[4]));
+  const bool is_known = orphans == OrphanNote::kVoid || orphans == OrphanNote::kHeldBack;
+  return RepairNote{kRepairNoteVersion, is_known ? orphans : OrphanNote::kGivenUp};
 }
 
 std::vector<uint8_t> EncodeRepairNote(const RepairNote& note) {
   std::vector<uint8_t> data(kRepairNoteBytes);
   Store32(data.data(), note.version);
-  Store32(&data[4], note.keep_orphans ? 1 : 0);
+  Store32(&data[4], static_cast<uint32_t>(note.orphans));
   return data;
 }
 

@@ -79,13 +79,20 @@ std::optional<CryptoExtension> DecodeCryptoExtension(absl::Span<const uint8_t> d
 
 inline constexpr uint32_t kRepairNoteVersion = 1;
 inline constexpr uint32_t kRepairNoteBytes = 8;
-// The note that a repair leaves in an image when what it had to give up was the only sign that
-// unreferenced clusters may be the only copy of something (docs/repair.md).
+// What a note says of the unreferenced clusters of an image.
+enum class OrphanNote : uint32_t {
+  kVoid = 0,      // nothing: the note was withdrawn
+  kGivenUp = 1,   // keep them: what the repair gave up was the only sign that they matter
+  kHeldBack = 2,  // keep them: what speaks for them is still in the image, but a guest may end it
+};
+// The note that a repair leaves in an image where unreferenced clusters may be the only copy of
+// something (docs/repair.md).
 struct RepairNote {
   uint32_t version = kRepairNoteVersion;
-  bool keep_orphans = false;  // false: the note is void
+  OrphanNote orphans = OrphanNote::kVoid;
 };
-// Nothing unless it is a note of this version.
+// Nothing unless it is a note of this version. What it says of orphans is kGivenUp, which asks for
+// most care, if it is none of the values.
 std::optional<RepairNote> DecodeRepairNote(absl::Span<const uint8_t> data);
 std::vector<uint8_t> EncodeRepairNote(const RepairNote& note);
 

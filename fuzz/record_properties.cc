@@ -68,7 +68,7 @@ void LookAtExtensions(Input input, std::string& broken) {
       (void)DecodeCryptoExtension(extension.data);
       if (const std::optional<RepairNote> note = DecodeRepairNote(extension.data)) {
         const std::optional<RepairNote> again = DecodeRepairNote(EncodeRepairNote(*note));
-        Expect(again.has_value() && again->keep_orphans == note->keep_orphans,
+        Expect(again.has_value() && again->orphans == note->orphans,
                "a repair note is read as it was written", broken);
       }
     }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "checker/decompress.h"
+#include "common/byte_order.h"
 #include "common/limits.h"
 
 namespace qcow2check {
@@ -18,13 +19,48 @@ uint64_t CompressedEvidence::DataBytes(const CompressedRange& range) const {
   return result.error.empty() ? result.consumed_bytes : 0;
 }
 
+bool CompressedEvidence::MissesReference(uint64_t cluster) const {
+  return stored_.Get(cluster) > state_.expected->Get(cluster);
+}
+
 bool CompressedEvidence::MissesReferences(const CompressedRange& range) const {
   const int bits = state_.geo().cluster_bits;
   const uint64_t last = (range.end_bytes() - 1) >> bits;
   for (uint64_t cluster = range.offset_bytes >> bits; cluster <= last; ++cluster) {
-    if (stored_.Get(cluster) <= state_.expected->Get(cluster)) return false;
+    if (!MissesReference(cluster)) return false;
   }
   return true;
+}
+
+bool CompressedEvidence::FindTaken() const {
+  const Geometry& geometry = state_.geo();
+  std::vector<uint8_t> bytes(geometry.cluster_size());
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.shape == L2Shape::kLost) continue;
+    if (!state_.MayGoOn() ||
+        !state_.file.ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) {
+      return false;
+    }
+    for (uint64_t at = 0; at < bytes.size(); at += geometry.l2_entry_bytes()) {
+      const uint64_t entry = Load64(&bytes[at]);
+      if (!IsCompressed(entry)) continue;
+      const CompressedRange range = DecodeCompressed(entry, geometry.cluster_bits);
+      if (state_.IsOutside(range.offset_bytes, range.length_bytes) ||
+          !MissesReference(range.offset_bytes >> geometry.cluster_bits)) {
+        continue;
+      }
+      taken_->insert(range.offset_bytes);
+    }
+  }
+  return true;
+}
+
+bool CompressedEvidence::IsTaken(uint64_t offset_bytes) const {
+  if (!taken_) {
+    taken_.emplace();
+    knows_all_taken_ = FindTaken();
+  }
+  return !knows_all_taken_ || taken_->contains(offset_bytes);
 }
 
 bool CompressedEvidence::Decompresses(uint64_t entry) const {
@@ -49,7 +85,9 @@ std::optional<uint64_t> CompressedEvidence::OneBitAway(uint64_t entry) const {
     const uint64_t candidate = entry ^ (uint64_t{1} << bit);
     const CompressedRange range = DecodeCompressed(candidate, state_.geo().cluster_bits);
     if (IsCopied(candidate) || state_.IsOutside(range.offset_bytes, range.length_bytes)) continue;
-    if (!MissesReferences(range) || !Decompresses(candidate)) continue;
+    if (!MissesReferences(range) || !Decompresses(candidate) || IsTaken(range.offset_bytes)) {
+      continue;
+    }
     if (found) return std::nullopt;
     found = candidate;
   }

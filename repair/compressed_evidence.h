@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "absl/container/flat_hash_set.h"
 #include "checker/check_state.h"
 #include "common/table_entry.h"
 #include "repair/stored_refcounts.h"
@@ -23,8 +24,8 @@ class CompressedEvidence {
   // The entry with the length of the data that is there, if only its length leads behind the end of
   // the file.
   std::optional<uint64_t> AsLongAsItsData(uint64_t entry) const;
-  // The only entry one bit away that leads to data which decompresses, and whose clusters miss a
-  // reference.
+  // The only entry one bit away that leads to data which decompresses, whose clusters miss a
+  // reference, and that no other entry leads to. The first call reads the L2 tables.
   std::optional<uint64_t> OneBitAway(uint64_t entry) const;
 
  private:
@@ -32,9 +33,17 @@ class CompressedEvidence {
   uint64_t DataBytes(const CompressedRange& range) const;
   // Whether the refcounts of all clusters that the data touches tell of one reference more.
   bool MissesReferences(const CompressedRange& range) const;
+  bool MissesReference(uint64_t cluster) const;
+  // Whether another entry leads to the data there, or that cannot be told.
+  bool IsTaken(uint64_t offset_bytes) const;
+  // False if not all tables could be read.
+  bool FindTaken() const;
 
   const CheckState& state_;
   const StoredRefcounts& stored_;
+  // Where compressed data begins that entries lead to, in clusters that miss a reference.
+  mutable std::optional<absl::flat_hash_set<uint64_t>> taken_;
+  mutable bool knows_all_taken_ = true;
 };
 
 }  // namespace qcow2check

@@ -263,6 +263,16 @@ bool OrphansNeedNote(const CheckState& state, const RepairOptions& options,
           (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
 }
 
+// Orphans are held back for what the image still shows, a lost table perhaps. A guest that writes
+// there ends that, and nothing would speak for them any more.
+bool OrphansMayNeedNote(const CheckState& state, const RepairOptions& options,
+                        const Attempt& attempt) {
+  return options.mode == RepairMode::kAll && !options.free_orphans &&
+         attempt.evidence == Evidence::kNotNeeded && !attempt.unread &&
+         TotalsOf(state).check_errors == 0 && state.coverage.complete() && !state.kept_by_repair &&
+         state.findings.Has(FindingCode::kLeakSuspicious);
+}
+
 constexpr char kNoRoomForNote[] =
     "the header has no room for a note that unreferenced clusters are to be kept, and this is all "
     "that shows that they may be worth something; --free-orphans repairs it, and frees them";
@@ -340,7 +350,8 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
       return Outcome::kCollides;
     }
     const uint64_t before = plan.writes();
-    if (round == 0 && attempt.evidence == Evidence::kNote && !PlanNote(state, plan)) {
+    if (round == 0 && attempt.evidence == Evidence::kNote &&
+        !PlanNote(state, OrphanNote::kGivenUp, plan)) {
       return Outcome::kHasNoRoomForNote;
     }
     if (plan.writes() == before && why_nothing.empty()) {
@@ -358,6 +369,11 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
     if (why_nothing.empty() && OrphansNeedNote(state, options, plan)) {
       if (attempt.evidence == Evidence::kNotNeeded) return Outcome::kNeedsNote;
       if (attempt.evidence == Evidence::kKeep) return Outcome::kLosesEvidence;
+    }
+    // Best effort: without room for it they are held back all the same.
+    if (why_nothing.empty() && OrphansMayNeedNote(state, options, attempt) &&
+        PlanNote(state, OrphanNote::kHeldBack, plan) && plan.writes() != before) {
+      continue;
     }
     made.writes = plan.writes();
     if (attempt.IsRestricted() && plan.writes() != earlier.writes()) {

@@ -69,6 +69,9 @@ bool IsL1(const Finding& finding) {
          finding.structure == Structure::kSnapshotL1Table;
 }
 
+constexpr char kOneBitFromCompressed[] =
+    "one flipped bit away from compressed data that decompresses";
+
 class EntryPlanner {
  public:
   EntryPlanner(CheckState& state, PlanBuilder& plan)
@@ -281,8 +284,7 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
         return;
       }
       if (const std::optional<uint64_t> entry = compressed_.OneBitAway(at.entry)) {
-        Set(at, *entry, "one flipped bit away from compressed data that decompresses",
-            RepairAction::kRelink);
+        Set(at, *entry, kOneBitFromCompressed, RepairAction::kRelink);
         return;
       }
       break;
@@ -348,38 +350,51 @@ void EntryPlanner::FixCompressed(const FoundEntry& at) {
 }
 
 // Of several users of one cluster, the one whose neighbours agree on an orphan is the one whose
-// pointer was damaged. Metadata that is what it should be is never the damaged one.
+// pointer was damaged, and so is the one that leads to no compressed data but is one bit away from
+// some. Metadata that is what it should be is never the damaged one.
 void EntryPlanner::RelinkCollision(const Finding& finding) {
   std::vector<std::pair<FoundEntry, Explanation>> explained;
+  std::vector<std::pair<FoundEntry, uint64_t>> compressed;  // with the entry that it should be
   for (const Owner& owner : finding.owners) {
     const bool is_guest = owner.structure == Structure::kDataCluster ||
                           owner.structure == Structure::kCompressedCluster;
     if (!is_guest && IsInDoubt(state_, plan_.image(), owner, *finding.host_offset)) return;
   }
   for (const Owner& owner : finding.owners) {
-    if (!owner.entry_offset || owner.structure != Structure::kDataCluster ||
-        !places_.MayChange(owner.entry_offset->bytes)) {
+    uint8_t bytes[8];
+    if (!owner.entry_offset || !places_.MayChange(owner.entry_offset->bytes) ||
+        !plan_.image().ReadAt(*owner.entry_offset, bytes).ok()) {
       continue;
     }
-    uint8_t bytes[8];
-    if (!plan_.image().ReadAt(*owner.entry_offset, bytes).ok()) continue;
-    const EntryAt at = {owner.entry_offset->bytes, owner.l2_index.value_or(0), Load64(bytes),
+    const FoundEntry found{finding,
+                           owner.entry_offset->bytes,
+                           owner.l2_index.value_or(0),
+                           Load64(bytes),
+                           0,
+                           owner.guest_offset.value_or(GuestOffset{})};
+    if (owner.structure == Structure::kCompressedCluster && IsCompressed(found.entry) &&
+        !compressed_.Decompresses(found.entry)) {
+      const std::optional<uint64_t> entry = compressed_.OneBitAway(found.entry);
+      if (entry) compressed.push_back({found, *entry});
+    }
+    if (owner.structure != Structure::kDataCluster) continue;
+    const EntryAt at = {found.place_bytes, found.l2_index, found.entry,
                         !owner.snapshot.has_value()};
     const std::optional<Explanation> explanation = finding.code == FindingCode::kDataOnMetadata
                                                        ? evidence_.ForDataEntry(at)
                                                        : evidence_.FromBothNeighbours(at);
-    if (!explanation) continue;
-    explained.push_back({FoundEntry{finding, at.place_bytes, at.l2_index, at.entry, 0,
-                                    owner.guest_offset.value_or(GuestOffset{})},
-                         *explanation});
+    if (explanation) explained.push_back({found, *explanation});
   }
-  if (explained.size() == 1) Relink(explained.front().first, explained.front().second);
+  if (explained.size() + compressed.size() != 1) return;
+  if (!explained.empty()) return Relink(explained.front().first, explained.front().second);
+  Set(compressed.front().first, compressed.front().second, kOneBitFromCompressed,
+      RepairAction::kRelink);
 }
 
 // An L2 table that nothing references, not one damaged pointer, given up or left, and one
 // slot of the L1 table that leads nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
-  if (evidence_.tables().size() != 1 || plan_.gives_up_evidence() || state_.kept_by_repair ||
+  if (evidence_.tables().size() != 1 || plan_.gives_up_evidence() || state_.orphans_explained ||
       HasLostPointers(state_) || !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
     return;
   }

@@ -80,9 +80,9 @@ void WriteAtOnce(const CheckState& state, PlanBuilder& plan, uint64_t head,
 
 }  // namespace
 
-bool PlanNote(CheckState& state, PlanBuilder& plan) {
+bool PlanNote(CheckState& state, OrphanNote orphans, PlanBuilder& plan) {
   const std::string why = "unreferenced clusters are kept: they may be what was lost";
-  const std::vector<uint8_t> data = EncodeRepairNote({.keep_orphans = true});
+  const std::vector<uint8_t> data = EncodeRepairNote({.orphans = orphans});
   if (const HeaderExtension* note = FindNote(state)) {
     plan.Write(note->offset_bytes + kHeadBytes, data, Reason(why));
     plan.Flush();
@@ -138,7 +138,8 @@ void PlanNoteWithdrawn(CheckState& state, PlanBuilder& plan) {
   }
   PlanReason reason = Reason("no unreferenced clusters are left");
   reason.finding_offset = HostOffset{note->offset_bytes};
-  plan.Write(note->offset_bytes + kHeadBytes, EncodeRepairNote({.keep_orphans = false}), reason);
+  plan.Write(note->offset_bytes + kHeadBytes, EncodeRepairNote({.orphans = OrphanNote::kVoid}),
+             reason);
   plan.Flush();
 }
 

@@ -1,13 +1,16 @@
 // L2 tables that hold something else: written over, or never written.
 //
 // Nothing in such a table is believed but entries that could not be there by chance: well-formed,
-// leading to an orphan of their own, with the COPIED flag that its refcount asks for. Those go to
-// a new table; the rest of its guest range reads as zeros, and the old cluster is kept.
+// leading to clusters that count one reference more than there is, with the COPIED flag that the
+// refcount asks for. A cluster that something else uses must be a snapshot's, at the same place of
+// the guest. Those go to a new table; the rest of its guest range reads as zeros, and the old
+// cluster is kept.
 #include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
@@ -53,7 +56,11 @@ class LostTablePlanner {
   };
 
   void Plan(const LostTable& lost);
-  SavedTable Save(uint64_t table_bytes) const;
+  uint64_t MissingReferences(uint64_t cluster) const;
+  std::vector<uint64_t> ClaimsOf(uint64_t entry) const;
+  absl::flat_hash_set<uint64_t> SharedWithSnapshots(const LostTable& lost,
+                                                    absl::Span<const uint8_t> old) const;
+  SavedTable Save(const LostTable& lost) const;
   void AddLostRanges(const Replacement& replacement);
   void Switch(const Replacement& replacement);
 
@@ -68,30 +75,91 @@ class LostTablePlanner {
   std::vector<Replacement> replacements_;
 };
 
-SavedTable LostTablePlanner::Save(uint64_t table_bytes) const {
+uint64_t LostTablePlanner::MissingReferences(uint64_t cluster) const {
+  const uint64_t stored = structures_.stored_refcount(cluster);
+  return stored - std::min(stored, state_.expected->Get(cluster));
+}
+
+// The clusters that an entry of a lost table leads to, if it may have been one: nothing of it
+// speaks against that. Empty otherwise, and if it leads nowhere.
+std::vector<uint64_t> LostTablePlanner::ClaimsOf(uint64_t entry) const {
+  std::vector<uint64_t> clusters;
+  switch (KindOfL2Entry(entry, geometry_)) {
+    case L2EntryKind::kNormal: {
+      const uint64_t offset = EntryOffset(entry);
+      const bool fits = (entry & kStandardL2ReservedMask) == 0 &&
+                        IsAligned(offset, geometry_.cluster_size()) &&
+                        !state_.IsOutside(offset, geometry_.cluster_size());
+      if (fits) clusters.push_back(offset >> geometry_.cluster_bits);
+      break;
+    }
+    case L2EntryKind::kCompressed: {
+      const CompressedRange range = DecodeCompressed(entry, geometry_.cluster_bits);
+      if (IsCopied(entry) || state_.IsOutside(range.offset_bytes, range.length_bytes)) break;
+      const uint64_t last = (range.end_bytes() - 1) >> geometry_.cluster_bits;
+      for (uint64_t i = range.offset_bytes >> geometry_.cluster_bits; i <= last; ++i) {
+        clusters.push_back(i);
+      }
+      break;
+    }
+    default:
+      break;
+  }
+  const bool misses_all = std::all_of(clusters.begin(), clusters.end(), [&](uint64_t cluster) {
+    return MissingReferences(cluster) != 0;
+  });
+  return misses_all ? clusters : std::vector<uint64_t>();
+}
+
+// Places in the lost table whose entry leads where that of a snapshot leads, too.
+absl::flat_hash_set<uint64_t> LostTablePlanner::SharedWithSnapshots(
+    const LostTable& lost, absl::Span<const uint8_t> old) const {
+  absl::flat_hash_set<uint64_t> shared;
+  if (state_.snapshots.empty()) return shared;
+  std::vector<uint8_t> bytes(old.size());
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.l1_index != lost.l1_index || table.offset_bytes == lost.offset_bytes ||
+        table.shape != L2Shape::kMappings || !state_.MayGoOn() ||
+        !plan_.image().ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) {
+      continue;
+    }
+    for (uint64_t at = 0; at < old.size(); at += geometry_.l2_entry_bytes()) {
+      const uint64_t entry = Load64(&old[at]), other = Load64(&bytes[at]);
+      if (EntryOffset(entry) != 0 && ((entry ^ other) & ~kCopiedBit) == 0) shared.insert(at);
+    }
+  }
+  return shared;
+}
+
+SavedTable LostTablePlanner::Save(const LostTable& lost) const {
   std::vector<uint8_t> old(geometry_.cluster_size());
   if (old.size() > kMaxPieceBytes ||
-      !plan_.image().ReadAt(HostOffset{table_bytes}, absl::MakeSpan(old)).ok()) {
+      !plan_.image().ReadAt(HostOffset{lost.offset_bytes}, absl::MakeSpan(old)).ok()) {
     return {};
   }
   const uint64_t step = geometry_.l2_entry_bytes();
-  absl::flat_hash_map<uint64_t, uint64_t> claims;  // orphan -> number of entries
+  const absl::flat_hash_set<uint64_t> shared = SharedWithSnapshots(lost, old);
+  absl::flat_hash_map<uint64_t, uint64_t> claims;  // cluster -> number of entries
+  for (uint64_t at = 0; at < old.size(); at += step) {
+    for (const uint64_t cluster : ClaimsOf(Load64(&old[at]))) ++claims[cluster];
+  }
   const auto is_sound = [&](uint64_t at) {
     const uint64_t entry = Load64(&old[at]);
-    if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal ||
-        (entry & kStandardL2ReservedMask) != 0 || !evidence_.IsOrphan(EntryOffset(entry))) {
-      return false;
+    const std::vector<uint64_t> clusters = ClaimsOf(entry);
+    if (clusters.empty()) return false;
+    if (IsCompressed(entry)) {
+      return std::all_of(clusters.begin(), clusters.end(), [&](uint64_t cluster) {
+        return claims[cluster] <= MissingReferences(cluster);
+      });
     }
-    const uint64_t cluster = EntryOffset(entry) >> geometry_.cluster_bits;
-    return IsCopied(entry) == (structures_.stored_refcount(cluster) == 1);
+    return claims[clusters.front()] == 1 &&
+           IsCopied(entry) == (structures_.stored_refcount(clusters.front()) == 1) &&
+           (evidence_.IsOrphan(EntryOffset(entry)) || shared.contains(at));
   };
-  for (uint64_t at = 0; at < old.size(); at += step) {
-    if (is_sound(at)) ++claims[EntryOffset(Load64(&old[at]))];
-  }
   SavedTable saved;
   const std::vector<uint8_t> zero = zeros_.ZeroEntryBytes();
   for (uint64_t at = 0; at < old.size(); at += step) {
-    const bool keep = is_sound(at) && claims[EntryOffset(Load64(&old[at]))] == 1;
+    const bool keep = is_sound(at);
     const uint8_t* from = keep ? &old[at] : zero.data();
     saved.bytes.insert(saved.bytes.end(), from, from + step);
     saved.saved += keep ? 1 : 0;
@@ -100,7 +168,7 @@ SavedTable LostTablePlanner::Save(uint64_t table_bytes) const {
 }
 
 void LostTablePlanner::Plan(const LostTable& lost) {
-  Replacement replacement = {.lost = lost, .saved = Save(lost.offset_bytes)};
+  Replacement replacement = {.lost = lost, .saved = Save(lost)};
   ForEachL1SlotTo(state_, plan_, lost.offset_bytes, lost.l1_index, [&](const L1Slot& slot) {
     // A table on its own L1 table: what overlaps there is this pointer itself.
     const bool on_itself =
@@ -149,8 +217,8 @@ void LostTablePlanner::AddLostRanges(const Replacement& replacement) {
 void LostTablePlanner::Switch(const Replacement& replacement) {
   PlanReason reason = ReasonFor(
       *replacement.lost.finding,
-      absl::StrFormat("%d entries of the old table lead to unreferenced clusters of their own and "
-                      "are kept; the rest of the range reads as zeros",
+      absl::StrFormat("%d entries of the old table lead to clusters whose refcounts tell of them "
+                      "and are kept; the rest of the range reads as zeros",
                       replacement.saved.saved));
   reason.action = RepairAction::kRewriteEntry;
   reason.safety = RepairSafety::kLossy;

@@ -7,6 +7,7 @@
 #define QCOW2CHECK_REPAIR_PLANNERS_H_
 
 #include "checker/check_state.h"
+#include "common/header_extension.h"
 #include "repair/plan_builder.h"
 
 namespace qcow2check {
@@ -49,7 +50,7 @@ void PlanCopiedFlags(CheckState& state, PlanBuilder& plan);
 void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan);
 
 // A note in the image that orphans are to be kept; false, and nothing planned, if there is no room.
-bool PlanNote(CheckState& state, PlanBuilder& plan);
+bool PlanNote(CheckState& state, OrphanNote orphans, PlanBuilder& plan);
 // Makes the note void when there are no orphans left.
 void PlanNoteWithdrawn(CheckState& state, PlanBuilder& plan);
 

@@ -94,7 +94,7 @@ ImageOptions Unknown() {
   ImageOptions options = SmallDisk();
   options.steps = options.steps + SnapshotSteps();
   options.snapshot_extra_bytes = kSnapshotKnownExtraBytes + 8;
-  options.extensions = {{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = true})},
+  options.extensions = {{kExtensionRepairNote, EncodeRepairNote({.orphans = OrphanNote::kGivenUp})},
                         {kUnknownExtension, BytesOf("magic")}};
   return options;
 }

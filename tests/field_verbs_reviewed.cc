@@ -42,8 +42,8 @@ constexpr ReviewedPairs kReviewed[] = {
     {"data file", "data file name", "length", "subtract", "any file may be called so"},
     {"data file", "name of the data file", "name",
      "ones, add, subtract, first bit, middle bit, max", "any file may be called so"},
-    {"unknown parts", "words of the note", "keep_orphans", "",
-     "every number but 0 says the same; and 0 withdraws the note, as a repair does"},
+    {"unknown parts", "words of the note", "orphans", "",
+     "every number but 0 keeps the orphans; and 0 withdraws the note, as a repair does"},
     {"unknown parts", "data of the unknown extension", "data", "", "its meaning is unknown"},
 
     // --- Mapping ---

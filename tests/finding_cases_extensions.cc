@@ -173,12 +173,13 @@ constexpr FindingCase kCases[] = {
     {FindingCode::kKeptByRepair, "a note / a note that was withdrawn",
      [] {
        return FiresAtExtension(
-           WithExtensions({{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = true})}}),
+           WithExtensions(
+               {{kExtensionRepairNote, EncodeRepairNote({.orphans = OrphanNote::kGivenUp})}}),
            kExtensionRepairNote);
      },
      [] {
-       return Check(
-           WithExtensions({{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = false})}}));
+       return Check(WithExtensions(
+           {{kExtensionRepairNote, EncodeRepairNote({.orphans = OrphanNote::kVoid})}}));
      },
      Verdict::kClean},
     {FindingCode::kExtensionUnknown, "a note of another version / of this one",
@@ -187,8 +188,8 @@ constexpr FindingCase kCases[] = {
                                kExtensionRepairNote);
      },
      [] {
-       return Check(
-           WithExtensions({{kExtensionRepairNote, EncodeRepairNote({.keep_orphans = false})}}));
+       return Check(WithExtensions(
+           {{kExtensionRepairNote, EncodeRepairNote({.orphans = OrphanNote::kVoid})}}));
      },
      Verdict::kClean},
     {FindingCode::kExtensionUnknown, "an unknown type / a known one",

@@ -65,7 +65,7 @@ constexpr auto kFields = std::to_array<FormatField>({
     Bytes("encryption header pointer", "offset", 0, 8, kOffset),
     Bytes("encryption header pointer", "length", 8, 8),
     Bytes("repair note", "version", 0, 4),
-    Bytes("repair note", "keep_orphans", 4, 4),
+    Bytes("repair note", "orphans", 4, 4),
     Bytes("unknown extension", "data", 0, 5),
     Bytes("unknown extension", "padding", 5, 3),
 

@@ -326,6 +326,45 @@ TEST(LostMappings, AreNotToldTwice) {
   EXPECT_FALSE(HasFinding(report, FindingCode::kL2TableLost));
 }
 
+// A guest that goes on after the repair, and writes where the lost table is, ends all that speaks
+// for what it mapped, but not the note.
+TEST(LostMappings, AreKeptWhenTheGuestGoesOn) {
+  for (const uint64_t lost_clusters : {40, 400}) {
+    BuiltImage image =
+        BuildImage({.cluster_bits = 12,
+                    .steps = {WriteClusters{.count = 8},
+                              WriteClusters{.first = kSecondTable, .count = lost_clusters}}});
+    ZeroCluster(image, image.L2At(1).host_offset);
+    MemoryFile file(image.bytes);
+    const Report after = Repair(file).after;
+    EXPECT_TRUE(HasFinding(after, FindingCode::kL2TableLost));
+    EXPECT_TRUE(HasFinding(after, FindingCode::kKeptByRepair));
+    BuiltImage used = image;
+    used.bytes = file.bytes();
+    const uint64_t cluster = image.ClusterOf(image.At(kSecondTable << 12).host_offset);
+    SetL2Entry(used, kSecondTable << 12, kCopiedBit | cluster << 12);
+    const Report later = Check(used.bytes);
+    EXPECT_EQ(later.held_back.clusters, lost_clusters - 1);
+    MemoryFile file_later(used.bytes);
+    Repair(file_later, {.mode = RepairMode::kLeaks, .discard = true});
+    EXPECT_EQ(file_later.bytes(), used.bytes);
+  }
+}
+
+// Nothing was given up for the note that says so: a lost table is told of with it as without.
+TEST(LostMappings, AreToldOfBesideANoteThatNothingWasGivenUpFor) {
+  BuiltImage image = WithTwoTables();
+  ZeroCluster(image, image.L2At(1).host_offset);
+  const Report before = Check(image.bytes);
+  MemoryFile file(image.bytes);
+  const RepairResult result = Repair(file);
+  EXPECT_EQ(result.after.totals.corruptions, before.totals.corruptions);
+  EXPECT_EQ(result.after.data, before.data);
+  const std::vector<uint8_t> repaired = file.bytes();
+  Repair(file);
+  EXPECT_EQ(file.bytes(), repaired);
+}
+
 // --- Pointers ---
 
 // L1[1] was lost, and the snapshot's, the disk's or another slot has a flag that leads nowhere.

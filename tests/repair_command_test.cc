@@ -274,6 +274,20 @@ TEST_F(RepairCommandTest, WhatIsGivenUpIsSaidFirstAndCounted) {
   EXPECT_GT(repaired.held_back_clusters(), 0u);
 }
 
+// The image is as it should be then, but of two guest clusters one has what is not its own.
+TEST_F(RepairCommandTest, WhatWasCopiedIsAmbiguous) {
+  BuiltImage disk = BuildImage({.steps = {WriteClusters{.count = 8}}});
+  const uint64_t lost = disk.ClusterOf(disk.At(uint64_t{5} << 16).host_offset);
+  SetL2Entry(disk, uint64_t{5} << 16, GetL2Entry(disk, uint64_t{4} << 16));
+  SetRefcount(disk, lost, 0);
+  const std::string image = dir_.Write("crossed.qcow2", disk.bytes);
+  EXPECT_THAT(Program({"--repair", "-n", image}).out, HasSubstr("would have a copy of its own"));
+  const CheckedImage repaired = CheckWithProgram(image, {"--repair"});
+  EXPECT_EQ(repaired.exit_code, 0);
+  EXPECT_EQ(repaired.verdict(), "repaired");
+  EXPECT_EQ(repaired.data_state(), "ambiguous");
+}
+
 TEST_F(RepairCommandTest, FreeOrphansFreesWhatWasHeldBack) {
   const std::string image = dir_.Write("lost.qcow2", LostTable().bytes);
   EXPECT_EQ(Program({"-q", "--repair", image}).exit_code, 3);

@@ -56,6 +56,39 @@ TEST(RepairLostTableTest, TheRestIsNamedAndKept) {
   EXPECT_GE(result.after.held_back.clusters, 20u);
 }
 
+// What a snapshot shares is counted twice and referenced once, and the snapshot says where.
+TEST(RepairLostTableTest, WhatASnapshotSharesIsSaved) {
+  constexpr uint64_t kChanged = 4;
+  BuiltImage image = BuildImage({.cluster_bits = 12,
+                                 .steps = {WriteClusters{.count = kSaved}, TakeSnapshot{},
+                                           WriteClusters{.count = kChanged}}});
+  const uint64_t lost = image.L2At(0).host_offset;
+  FillWithText(image.bytes, lost + kCluster / 2, kCluster / 2);
+  MemoryFile file(image.bytes);
+  Repair(file);
+  const uint64_t table = EntryOffset(Peek64(file.bytes(), image.l1.EntryOffset(0)));
+  EXPECT_NE(table, lost);
+  for (uint64_t i = 0; i < kSaved; ++i) {
+    EXPECT_EQ(Peek64(file.bytes(), table + i * 8), GetL2Entry(image, i * kCluster)) << i;
+  }
+}
+
+TEST(RepairLostTableTest, CompressedClustersAreSaved) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12, .steps = {WriteCompressed{.count = kSaved, .random_bytes = 900}}});
+  const uint64_t lost = image.L2At(0).host_offset;
+  FillWithText(image.bytes, lost + kCluster / 2, kCluster / 2);
+  MemoryFile file(image.bytes);
+  const RepairResult result = Repair(file);
+  const uint64_t table = EntryOffset(Peek64(file.bytes(), image.l1.EntryOffset(0)));
+  EXPECT_NE(table, lost);
+  for (uint64_t i = 0; i < kSaved; ++i) {
+    EXPECT_EQ(Peek64(file.bytes(), table + i * 8), GetL2Entry(image, i * kCluster)) << i;
+  }
+  ASSERT_EQ(result.plan.lost_guest_ranges.size(), 1u);
+  EXPECT_EQ(result.plan.lost_guest_ranges[0].offset_bytes, kSaved * kCluster);
+}
+
 // Entries that read as zeros would show the backing file's data, which the guest never had there.
 TEST(RepairLostTableTest, NothingIsDoneWhereTheBackingFileWouldShow) {
   const BuiltImage image = HalfWrittenOver({.version = 2, .backing = BackingOptions{}});

@@ -53,5 +53,16 @@ TEST(RepairRelinkTest, OfTwoNoneIsTaken) {
   EXPECT_EQ(EntryOffset(RepairedEntry(disk.image, disk.at_8)), 0);
 }
 
+// The cluster that it leads to belongs to somebody else, and holds no compressed data.
+TEST(RepairRelinkTest, ACompressedClusterOneBitAwayIsTaken) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .steps = {WriteClusters{.count = 64}, WriteCompressed{.first = 64, .random_bytes = 900}}});
+  const uint64_t sound = GetL2Entry(image, 64 * kCluster);
+  FlipBit64(image.bytes, image.L2EntryOffset(64 * kCluster), 16);
+  ASSERT_NE(GetL2Entry(image, 64 * kCluster), sound);
+  EXPECT_EQ(RepairedEntry(image, 64 * kCluster), sound);
+}
+
 }  // namespace
 }  // namespace qcow2check::testing
