@@ -79,7 +79,7 @@ std::optional<uint64_t> CompressedEvidence::AsLongAsItsData(uint64_t entry) cons
 }
 
 std::optional<uint64_t> CompressedEvidence::OneBitAway(uint64_t entry) const {
-  if (state_.findings.Has(FindingCode::kFileTruncated)) return std::nullopt;
+  if (state_.findings.Has(FindingCode::kFileTruncated) || !state_.MayGoOn()) return std::nullopt;
   std::optional<uint64_t> found;
   for (int bit = 0; bit < 62; ++bit) {
     const uint64_t candidate = entry ^ (uint64_t{1} << bit);

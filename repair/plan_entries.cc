@@ -372,10 +372,9 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
                            Load64(bytes),
                            0,
                            owner.guest_offset.value_or(GuestOffset{})};
-    if (owner.structure == Structure::kCompressedCluster && IsCompressed(found.entry) &&
-        !compressed_.Decompresses(found.entry)) {
+    if (owner.structure == Structure::kCompressedCluster && IsCompressed(found.entry)) {
       const std::optional<uint64_t> entry = compressed_.OneBitAway(found.entry);
-      if (entry) compressed.push_back({found, *entry});
+      if (entry && !compressed_.Decompresses(found.entry)) compressed.push_back({found, *entry});
     }
     if (owner.structure != Structure::kDataCluster) continue;
     const EntryAt at = {found.place_bytes, found.l2_index, found.entry,

@@ -26,6 +26,9 @@
 namespace qcow2check {
 namespace {
 
+// Each snapshot may have a table of its own for a range, and each of them may be lost.
+constexpr int kMostTablesCompared = 64;
+
 // What stays of a lost table.
 struct SavedTable {
   std::vector<uint8_t> bytes;  // a whole new table; empty if nothing could be saved
@@ -111,18 +114,22 @@ std::vector<uint64_t> LostTablePlanner::ClaimsOf(uint64_t entry) const {
   return misses_all ? clusters : std::vector<uint64_t>();
 }
 
-// Places in the lost table whose entry leads where that of a snapshot leads, too.
+// Places in the lost table whose entry leads where that of a snapshot leads, too. Of many other
+// tables for the same range some will do: what the others share is still in the snapshots.
 absl::flat_hash_set<uint64_t> LostTablePlanner::SharedWithSnapshots(
     const LostTable& lost, absl::Span<const uint8_t> old) const {
   absl::flat_hash_set<uint64_t> shared;
   if (state_.snapshots.empty()) return shared;
   std::vector<uint8_t> bytes(old.size());
+  int tables_left = kMostTablesCompared;
   for (const L2Table& table : state_.l2_tables) {
+    if (tables_left == 0) break;
     if (table.l1_index != lost.l1_index || table.offset_bytes == lost.offset_bytes ||
         table.shape != L2Shape::kMappings || !state_.MayGoOn() ||
         !plan_.image().ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) {
       continue;
     }
+    --tables_left;
     for (uint64_t at = 0; at < old.size(); at += geometry_.l2_entry_bytes()) {
       const uint64_t entry = Load64(&old[at]), other = Load64(&bytes[at]);
       if (EntryOffset(entry) != 0 && ((entry ^ other) & ~kCopiedBit) == 0) shared.insert(at);
