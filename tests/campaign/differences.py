@@ -105,7 +105,7 @@ def check_exit_codes(case, outcome):
 REFUSALS = [(name, re.compile(pattern), tuple(codes.split())) for name, pattern, codes in (
     ("qemu-img-refuses", r"Image is not in qcow2 format", "not-qcow2 header-lost"),
     ("qemu-img-refuses", r"Unsupported qcow2 version", "unsupported-version not-qcow2"),
-    ("qemu-img-refuses", r"Unsupported cluster size", "cluster-bits-invalid cluster-bits-large"),
+    ("qemu-img-refuses", r"Unsupported cluster size", "cluster-bits-invalid cluster-bits-large header-truncated"),
     ("qemu-img-refuses", r"qcow2 header (too short|exceeds cluster size)", "header-length-invalid"),
     ("qemu-img-refuses", r"(Invalid backing file offset|Backing file name too long)", "backing-name-invalid"),
     ("qemu-img-refuses", r"[Cc]ompression type", "compression-type-invalid"),
@@ -438,6 +438,10 @@ class Ledger:
         size = self.words.cluster_size
         if self.counted_end() > self.words.clusters:
             return max(ours, self.counted_end() * size)
-        while self.ours.refcounts.get(ours // size - 1) == (0, self.references[ours // size - 1]):
-            ours -= size
-        return ours
+        first_unseen = ours // size
+        while self.ours.refcounts.get(first_unseen - 1) == (0, self.references[first_unseen - 1]):
+            first_unseen -= 1
+            # What nobody uses is not the end either.
+            while self.ours.refcounts.get(first_unseen - 1) is None and self.words.refcount(first_unseen - 1) == 0:
+                first_unseen -= 1
+        return first_unseen * size

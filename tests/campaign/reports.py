@@ -93,6 +93,9 @@ def ask_qemu(image, data_file=None):
         report.reason = said[-1] if said else " ".join(lines[-1:])
     for line in lines:
         read_line(line, report)
+    # Damage can take the bit that asks for it.
+    if data_file and "'data-file' can only be set" in report.reason:
+        return ask_qemu(image)
     return report
 
 
