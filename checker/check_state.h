@@ -176,6 +176,10 @@ struct CheckState {
 
   // Made by the orphan pass.
   HeldBack held_back;
+  // Compressed data is counted less often than entries lead to it: one of them may be meant for
+  // other data. Then, or after a repair, it may be in clusters that are counted too often.
+  bool compressed_too_low = false;
+  uint64_t compressed_too_high = 0;
 
   uint64_t table_entries_left = 0;
 

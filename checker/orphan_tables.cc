@@ -129,7 +129,7 @@ std::vector<OrphanTable> OrphanSearch::Run() {
 // Orphans are freed only if each was looked at. Where they are held back, some of them will do.
 bool OrphanSearch::IsEnough() const {
   return bytes_read_ >= kEnoughBytes &&
-         (!tables_.empty() || state_.kept_by_repair || HasLostPointers(state_));
+         (!tables_.empty() || state_.orphans_explained || HasLostPointers(state_));
 }
 
 // All of a run that is no hole.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "checker/decompress.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
@@ -49,6 +50,7 @@ bool CompressedEvidence::FindTaken() const {
           !MissesReference(range.offset_bytes >> geometry.cluster_bits)) {
         continue;
       }
+      if (!state_.memory->Take(sizeof(uint64_t) * 2)) return false;
       taken_->insert(range.offset_bytes);
     }
   }
@@ -80,16 +82,36 @@ std::optional<uint64_t> CompressedEvidence::AsLongAsItsData(uint64_t entry) cons
 
 std::optional<uint64_t> CompressedEvidence::OneBitAway(uint64_t entry) const {
   if (state_.findings.Has(FindingCode::kFileTruncated) || !state_.MayGoOn()) return std::nullopt;
-  std::optional<uint64_t> found;
+  const int bits = state_.geo().cluster_bits;
+  // By where the data is: what differs only in length is decompressed once.
+  absl::btree_map<uint64_t, std::vector<uint64_t>> candidates;
   for (int bit = 0; bit < 62; ++bit) {
     const uint64_t candidate = entry ^ (uint64_t{1} << bit);
-    const CompressedRange range = DecodeCompressed(candidate, state_.geo().cluster_bits);
-    if (IsCopied(candidate) || state_.IsOutside(range.offset_bytes, range.length_bytes)) continue;
-    if (!MissesReferences(range) || !Decompresses(candidate) || IsTaken(range.offset_bytes)) {
+    const CompressedRange range = DecodeCompressed(candidate, bits);
+    if (state_.IsOutside(range.offset_bytes, range.length_bytes) || !MissesReferences(range)) {
       continue;
     }
-    if (found) return std::nullopt;
-    found = candidate;
+    candidates[range.offset_bytes].push_back(candidate);
+  }
+  if (candidates.empty()) return std::nullopt;
+  const uint64_t tries_bytes = (candidates.size() + 1) * state_.geo().cluster_size();
+  if (tries_bytes > tries_left_bytes_) return std::nullopt;
+  tries_left_bytes_ -= tries_bytes;
+  if (Decompresses(entry)) return std::nullopt;
+  std::optional<uint64_t> found;
+  for (const auto& [offset_bytes, same_place] : candidates) {
+    CompressedRange longest = DecodeCompressed(same_place.front(), bits);
+    for (const uint64_t candidate : same_place) {
+      const CompressedRange range = DecodeCompressed(candidate, bits);
+      if (range.length_bytes > longest.length_bytes) longest = range;
+    }
+    const uint64_t data_bytes = DataBytes(longest);
+    if (data_bytes == 0 || IsTaken(offset_bytes)) continue;
+    for (const uint64_t candidate : same_place) {
+      if (DecodeCompressed(candidate, bits).length_bytes < data_bytes) continue;
+      if (found) return std::nullopt;
+      found = candidate;
+    }
   }
   return found;
 }

@@ -25,7 +25,9 @@ class CompressedEvidence {
   // the file.
   std::optional<uint64_t> AsLongAsItsData(uint64_t entry) const;
   // The only entry one bit away that leads to data which decompresses, whose clusters miss a
-  // reference, and that no other entry leads to. The first call reads the L2 tables.
+  // reference, and that no other entry leads to; nothing if the entry leads to such data itself,
+  // and once so much was decompressed that no accident explains it. The first call may read the L2
+  // tables.
   std::optional<uint64_t> OneBitAway(uint64_t entry) const;
 
  private:
@@ -36,7 +38,7 @@ class CompressedEvidence {
   bool MissesReference(uint64_t cluster) const;
   // Whether another entry leads to the data there, or that cannot be told.
   bool IsTaken(uint64_t offset_bytes) const;
-  // False if not all tables could be read.
+  // False if not all tables could be read, or remembered.
   bool FindTaken() const;
 
   const CheckState& state_;
@@ -44,6 +46,7 @@ class CompressedEvidence {
   // Where compressed data begins that entries lead to, in clusters that miss a reference.
   mutable std::optional<absl::flat_hash_set<uint64_t>> taken_;
   mutable bool knows_all_taken_ = true;
+  mutable uint64_t tries_left_bytes_ = uint64_t{256} << 20;  // of what OneBitAway decompresses
 };
 
 }  // namespace qcow2check

@@ -259,7 +259,8 @@ bool LeadsBehindOldEnd(const CheckState& state, const PlanBuilder& plan) {
 bool OrphansNeedNote(const CheckState& state, const RepairOptions& options,
                      const PlanBuilder& plan) {
   return !options.free_orphans &&
-         ((plan.removes_evidence() && state.findings.Has(FindingCode::kLeakedCluster)) ||
+         ((plan.removes_evidence() &&
+           (state.findings.Has(FindingCode::kLeakedCluster) || state.compressed_too_high != 0)) ||
           (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
 }
 
@@ -331,9 +332,9 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
     }
     std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     // What only refcounts show may not be seen before they can be read again.
-    if (state.geometry &&
-        ((round == 0 && HasLostPointers(state)) || state.findings.Has(FindingCode::kL1Lost) ||
-         state.findings.Has(FindingCode::kOrphanL2Table))) {
+    if (state.geometry && ((round == 0 && (HasLostPointers(state) || state.compressed_too_low)) ||
+                           state.findings.Has(FindingCode::kL1Lost) ||
+                           state.findings.Has(FindingCode::kOrphanL2Table))) {
       plan.ExpectLosses();
     }
     // Entries of what was no L1 table say nothing about where the file ended.

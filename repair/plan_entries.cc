@@ -11,6 +11,7 @@
 #include "common/limits.h"
 #include "common/table_entry.h"
 #include "repair/compressed_evidence.h"
+#include "repair/found_entry.h"
 #include "repair/l1_slots.h"
 #include "repair/lost_tables.h"
 #include "repair/metadata_doubt.h"
@@ -21,56 +22,6 @@
 
 namespace qcow2check {
 namespace {
-
-// An entry that a finding is about.
-struct FoundEntry {
-  const Finding& finding;
-  uint64_t place_bytes = 0;
-  uint64_t l2_index = 0;  // of an L2 entry
-  uint64_t entry = 0;
-  uint64_t bitmap_word = 0;  // of an extended L2 entry
-  GuestOffset guest;
-  bool is_l1 = false;
-};
-
-bool IsAboutTarget(FindingCode code) {
-  switch (code) {
-    case FindingCode::kL1EntryWithoutOffset:
-    case FindingCode::kL2TableMisaligned:
-    case FindingCode::kL2TablePastEnd:
-    case FindingCode::kDataMisaligned:
-    case FindingCode::kZeroClusterMisaligned:
-    case FindingCode::kDataPastEnd:
-    case FindingCode::kZeroClusterPastEnd:
-    case FindingCode::kCompressedPastEnd:
-    case FindingCode::kSubclusterWithoutCluster:
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool IsAboutFlags(FindingCode code) {
-  switch (code) {
-    case FindingCode::kL1EntryReservedBits:
-    case FindingCode::kL2EntryReservedBits:
-    case FindingCode::kCompressedCopied:
-    case FindingCode::kCompressedSubclusters:
-    case FindingCode::kSubclusterConflict:
-    case FindingCode::kZeroFlagNotAllowed:
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool IsL1(const Finding& finding) {
-  return finding.structure == Structure::kL1Table ||
-         finding.structure == Structure::kSnapshotL1Table;
-}
-
-constexpr char kOneBitFromCompressed[] =
-    "one flipped bit away from compressed data that decompresses";
 
 class EntryPlanner {
  public:
@@ -104,6 +55,10 @@ class EntryPlanner {
   void FixMisalignedData(const FoundEntry& at);
   void FixCompressed(const FoundEntry& at);
   void Relink(const FoundEntry& at, const std::optional<Explanation>& explanation);
+  void RelinkCompressed(const FoundEntry& at, uint64_t entry) {
+    const uint64_t data_bytes = DecodeCompressed(entry, geometry_.cluster_bits).offset_bytes;
+    compressed_relinks_[data_bytes].try_emplace(at.place_bytes, at, entry);
+  }
   void RelinkCollision(const Finding& finding);
   void RelinkZeroSlot();
   void RelinkLostTable(const LostTable& lost, bool certain);
@@ -146,6 +101,9 @@ class EntryPlanner {
   absl::flat_hash_set<uint64_t> decided_;              // places of entries
   absl::flat_hash_map<uint64_t, uint64_t> weight_at_;  // L2 table offset -> weight
   absl::btree_map<uint64_t, std::vector<std::pair<FoundEntry, Explanation>>> relinks_;  // by orphan
+  // By where the data is, and by the place of the entry, with what it should be.
+  absl::btree_map<uint64_t, absl::btree_map<uint64_t, std::pair<FoundEntry, uint64_t>>>
+      compressed_relinks_;
 };
 
 template <typename Visit>
@@ -189,8 +147,8 @@ void EntryPlanner::PlanProven() {
           },
           true);
     }
-    if (finding.code == FindingCode::kCrossLinkedData ||
-        finding.code == FindingCode::kDataOnMetadata) {
+    if (IsAboutCollision(finding.code) ||
+        (state_.compressed_too_low && IsAboutTooFew(finding.code))) {
       RelinkCollision(finding);
     }
     if (finding.code == FindingCode::kL2TableLost && finding.confidence != Confidence::kCertain) {
@@ -209,6 +167,12 @@ void EntryPlanner::PlanProven() {
   }
   RelinkZeroSlot();
   // An orphan that two entries claim is explained by neither.
+  for (const auto& [offset, claims] : compressed_relinks_) {
+    if (claims.size() != 1) continue;
+    const auto& [at, entry] = claims.begin()->second;
+    Set(at, entry, "one flipped bit away from compressed data that decompresses",
+        RepairAction::kRelink);
+  }
   for (const auto& [offset, claims] : relinks_) {
     if (claims.size() != 1) continue;
     const auto& [at, explanation] = claims.front();
@@ -284,7 +248,7 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
         return;
       }
       if (const std::optional<uint64_t> entry = compressed_.OneBitAway(at.entry)) {
-        Set(at, *entry, kOneBitFromCompressed, RepairAction::kRelink);
+        RelinkCompressed(at, *entry);
         return;
       }
       break;
@@ -351,10 +315,13 @@ void EntryPlanner::FixCompressed(const FoundEntry& at) {
 
 // Of several users of one cluster, the one whose neighbours agree on an orphan is the one whose
 // pointer was damaged, and so is the one that leads to no compressed data but is one bit away from
-// some. Metadata that is what it should be is never the damaged one.
+// some. Metadata that is what it should be is never the damaged one. Where only a refcount is too
+// low, nothing says that two use the cluster but the compressed data that is missed elsewhere.
 void EntryPlanner::RelinkCollision(const Finding& finding) {
   std::vector<std::pair<FoundEntry, Explanation>> explained;
   std::vector<std::pair<FoundEntry, uint64_t>> compressed;  // with the entry that it should be
+  const bool collides =
+      finding.code == FindingCode::kCrossLinkedData || finding.code == FindingCode::kDataOnMetadata;
   for (const Owner& owner : finding.owners) {
     const bool is_guest = owner.structure == Structure::kDataCluster ||
                           owner.structure == Structure::kCompressedCluster;
@@ -374,9 +341,9 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
                            owner.guest_offset.value_or(GuestOffset{})};
     if (owner.structure == Structure::kCompressedCluster && IsCompressed(found.entry)) {
       const std::optional<uint64_t> entry = compressed_.OneBitAway(found.entry);
-      if (entry && !compressed_.Decompresses(found.entry)) compressed.push_back({found, *entry});
+      if (entry) compressed.push_back({found, *entry});
     }
-    if (owner.structure != Structure::kDataCluster) continue;
+    if (owner.structure != Structure::kDataCluster || !collides) continue;
     const EntryAt at = {found.place_bytes, found.l2_index, found.entry,
                         !owner.snapshot.has_value()};
     const std::optional<Explanation> explanation = finding.code == FindingCode::kDataOnMetadata
@@ -386,15 +353,15 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
   }
   if (explained.size() + compressed.size() != 1) return;
   if (!explained.empty()) return Relink(explained.front().first, explained.front().second);
-  Set(compressed.front().first, compressed.front().second, kOneBitFromCompressed,
-      RepairAction::kRelink);
+  RelinkCompressed(compressed.front().first, compressed.front().second);
 }
 
 // An L2 table that nothing references, not one damaged pointer, given up or left, and one
 // slot of the L1 table that leads nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
   if (evidence_.tables().size() != 1 || plan_.gives_up_evidence() || state_.orphans_explained ||
-      HasLostPointers(state_) || !state_.coverage.complete() || !evidence_.snapshots_are_known()) {
+      HasLostPointers(state_) || state_.compressed_too_low || !state_.coverage.complete() ||
+      !evidence_.snapshots_are_known()) {
     return;
   }
   const uint64_t needed = geometry_.l1_entries_needed();

@@ -259,7 +259,8 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
   const bool nothing_lost = state.coverage.complete() && state.held_back.clusters == 0;
   // With the note all orphans are held back but those of bitmaps that are out of date. It was
   // needed for them, too, where the same repair gave something up.
-  const bool orphans_are_waste = nothing_lost && !plan.removes_evidence() && !state.kept_by_repair;
+  const bool something_given_up = plan.removes_evidence() || state.kept_by_repair;
+  const bool orphans_are_waste = nothing_lost && !something_given_up;
   const bool free_orphans = plan.options().free_orphans;
   const ExtentSet kept = UncountedTables(state);
   StoredRefcounts stored(state, plan);
@@ -287,7 +288,9 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
         why = "freed because --free-orphans asks for it";
         break;
       case FindingCode::kRefcountTooHigh:
-        if (!nothing_lost && !free_orphans) {
+        // What was lost may be in the same clusters as other compressed data.
+        if ((!nothing_lost || (something_given_up && state.compressed_too_high != 0)) &&
+            !free_orphans) {
           plan.Decline(finding.code, finding.host_offset,
                        "kept: what is missing or could not be examined may reference it");
           continue;

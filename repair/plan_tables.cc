@@ -27,7 +27,7 @@ namespace qcow2check {
 namespace {
 
 // Each snapshot may have a table of its own for a range, and each of them may be lost.
-constexpr int kMostTablesCompared = 64;
+constexpr size_t kMostTablesCompared = 64;
 
 // What stays of a lost table.
 struct SavedTable {
@@ -59,6 +59,7 @@ class LostTablePlanner {
   };
 
   void Plan(const LostTable& lost);
+  void FindMappingsOf(const std::vector<LostTable>& lost_tables);
   uint64_t MissingReferences(uint64_t cluster) const;
   std::vector<uint64_t> ClaimsOf(uint64_t entry) const;
   absl::flat_hash_set<uint64_t> SharedWithSnapshots(const LostTable& lost,
@@ -75,6 +76,8 @@ class LostTablePlanner {
   SoundPlaces places_;
   const bool snapshots_in_doubt_;
   ZeroEntries zeros_;
+  // Tables with mappings for the ranges of lost tables, by l1_index, if there are snapshots.
+  absl::flat_hash_map<uint64_t, std::vector<const L2Table*>> mappings_of_;
   std::vector<Replacement> replacements_;
 };
 
@@ -114,22 +117,30 @@ std::vector<uint64_t> LostTablePlanner::ClaimsOf(uint64_t entry) const {
   return misses_all ? clusters : std::vector<uint64_t>();
 }
 
+void LostTablePlanner::FindMappingsOf(const std::vector<LostTable>& lost_tables) {
+  if (state_.snapshots.empty()) return;
+  for (const LostTable& lost : lost_tables) mappings_of_[lost.l1_index];
+  for (const L2Table& table : state_.l2_tables) {
+    if (table.shape != L2Shape::kMappings) continue;
+    const auto found = mappings_of_.find(table.l1_index);
+    if (found == mappings_of_.end() || found->second.size() == kMostTablesCompared) continue;
+    found->second.push_back(&table);
+  }
+}
+
 // Places in the lost table whose entry leads where that of a snapshot leads, too. Of many other
 // tables for the same range some will do: what the others share is still in the snapshots.
 absl::flat_hash_set<uint64_t> LostTablePlanner::SharedWithSnapshots(
     const LostTable& lost, absl::Span<const uint8_t> old) const {
   absl::flat_hash_set<uint64_t> shared;
-  if (state_.snapshots.empty()) return shared;
+  const auto tables = mappings_of_.find(lost.l1_index);
+  if (tables == mappings_of_.end()) return shared;
   std::vector<uint8_t> bytes(old.size());
-  int tables_left = kMostTablesCompared;
-  for (const L2Table& table : state_.l2_tables) {
-    if (tables_left == 0) break;
-    if (table.l1_index != lost.l1_index || table.offset_bytes == lost.offset_bytes ||
-        table.shape != L2Shape::kMappings || !state_.MayGoOn() ||
-        !plan_.image().ReadAt(HostOffset{table.offset_bytes}, absl::MakeSpan(bytes)).ok()) {
+  for (const L2Table* table : tables->second) {
+    if (table->offset_bytes == lost.offset_bytes || !state_.MayGoOn() ||
+        !plan_.image().ReadAt(HostOffset{table->offset_bytes}, absl::MakeSpan(bytes)).ok()) {
       continue;
     }
-    --tables_left;
     for (uint64_t at = 0; at < old.size(); at += geometry_.l2_entry_bytes()) {
       const uint64_t entry = Load64(&old[at]), other = Load64(&bytes[at]);
       if (EntryOffset(entry) != 0 && ((entry ^ other) & ~kCopiedBit) == 0) shared.insert(at);
@@ -239,9 +250,10 @@ void LostTablePlanner::Switch(const Replacement& replacement) {
 
 void LostTablePlanner::Run() {
   if (state_.findings.Has(FindingCode::kL1Lost) || ActiveL1IsInDoubt(state_)) return;
-  for (const LostTable& lost : FindLostTables(state_, plan_.image(), structures_.stored())) {
-    Plan(lost);
-  }
+  const std::vector<LostTable> lost_tables =
+      FindLostTables(state_, plan_.image(), structures_.stored());
+  FindMappingsOf(lost_tables);
+  for (const LostTable& lost : lost_tables) Plan(lost);
   // New tables and zeroed slots each bring their refcounts: one after the other.
   if (replacements_.empty()) {
     zeros_.Commit();

@@ -159,6 +159,8 @@ FindingRepair StatusAfterRepair(const Finding& finding, const RepairResult& resu
       if (result.status.ok() && planned) return {RepairStatus::kDone, ""};
       break;
     case Found::kYes:
+      // A note of an earlier repair that says more now.
+      if (!IsDamage(finding)) return {planned ? RepairStatus::kDone : RepairStatus::kNone, ""};
       break;
   }
   // What a repair that stopped has not come to was not left alone on purpose.

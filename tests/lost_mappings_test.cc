@@ -5,6 +5,7 @@
 
 #include "checker/check.h"
 #include "common/memory_file.h"
+#include "common/table_entry.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "repair/repair.h"
@@ -90,6 +91,54 @@ TEST(LostMappings, BehindManyLeaks) {
   EXPECT_GT(leaks.totals.leaks << 12, uint64_t{64} << 20);
   SetL1Entry(image, kTables, 0);
   ExpectHeldBack(image.bytes, FindingCode::kOrphanL2Table);
+  // Nor does the note that the repair leaves make it look at less.
+  MemoryFile file(image.bytes);
+  EXPECT_TRUE(HasFinding(Repair(file).after, FindingCode::kOrphanL2Table));
+}
+
+// Compressed clusters share host clusters, so an entry that leads to the data of another one is no
+// cross-link: only refcounts tell.
+TEST(LostMappings, OfCompressedDataThatAFlippedBitLeadsAwayFrom) {
+  for (const uint64_t random_bytes : {300, 1500, 3900}) {
+    const BuiltImage image =
+        BuildImage({.cluster_bits = 12,
+                    .steps = {WriteCompressed{.count = 64, .random_bytes = random_bytes}}});
+    int relinked = 0;
+    for (int bit = 0; bit < 20; ++bit) {
+      const uint64_t guest = static_cast<uint64_t>(bit * 3) << 12;
+      const uint64_t sound = GetL2Entry(image, guest);
+      BuiltImage damaged = image;
+      FlipBit64(damaged.bytes, image.L2EntryOffset(guest), bit);
+      const bool is_found = Check(damaged.bytes).totals.corruptions != 0;
+      MemoryFile file(damaged.bytes);
+      Repair(file, {.discard = true});
+      damaged.bytes = file.bytes();
+      relinked += GetL2Entry(damaged, guest) == sound ? 1 : 0;
+      if (!is_found) continue;
+      const CompressedRange data = DecodeCompressed(sound, 12);
+      for (uint64_t at = data.offset_bytes >> 12; at <= (data.end_bytes() - 1) >> 12; ++at) {
+        EXPECT_GE(GetRefcount(damaged, at), GetRefcount(image, at)) << bit << ", " << random_bytes;
+      }
+      Repair(file, {.mode = RepairMode::kLeaks, .discard = true});
+      EXPECT_EQ(file.bytes(), damaged.bytes);
+    }
+    EXPECT_GE(relinked, 6) << random_bytes;
+  }
+}
+
+// Two damaged entries, both one bit away from the data of the first.
+TEST(LostMappings, OfCompressedDataThatTwoEntriesMayBeMeantFor) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12, .steps = {WriteCompressed{.count = 8, .random_bytes = 3900}}});
+  const uint64_t first = GetL2Entry(image, 0);
+  constexpr uint64_t kOther = uint64_t{5} << 12;
+  SetL2Entry(image, 0, first ^ uint64_t{1} << 40);
+  SetL2Entry(image, kOther, first ^ uint64_t{1} << 41);
+  MemoryFile file(image.bytes);
+  Repair(file);
+  image.bytes = file.bytes();
+  EXPECT_NE(GetL2Entry(image, 0), first);
+  EXPECT_NE(GetL2Entry(image, kOther), first);
 }
 
 // One of the clusters that it maps holds small numbers. A refcount table leads to nothing else.
@@ -363,6 +412,28 @@ TEST(LostMappings, AreToldOfBesideANoteThatNothingWasGivenUpFor) {
   const std::vector<uint8_t> repaired = file.bytes();
   Repair(file);
   EXPECT_EQ(file.bytes(), repaired);
+}
+
+// What it gives up later is in the same note.
+TEST(LostMappings, MakeTheNoteSayMore) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .virtual_size = uint64_t{6} << 20,
+       .steps = {WriteClusters{.count = 40}, WriteClusters{.first = kSecondTable, .count = 40},
+                 WriteClusters{.first = 2 * kSecondTable, .count = 40}}});
+  ZeroCluster(image, image.L2At(1).host_offset);
+  MemoryFile file(image.bytes);
+  Repair(file);
+  image.bytes = file.bytes();
+  SetL2Entry(image, 0, kCopiedBit | uint64_t{1} << 40);
+  SetL2Entry(image, 4096, kCopiedBit | uint64_t{1} << 41);
+  MemoryFile again(image.bytes);
+  const RepairResult result = Repair(again);
+  EXPECT_FALSE(result.plan.lost_guest_ranges.empty());
+  for (size_t i = 0; i < result.repairs.size(); ++i) {
+    if (result.before.findings[i].code != FindingCode::kKeptByRepair) continue;
+    EXPECT_EQ(result.repairs[i].status, RepairStatus::kDone);
+  }
 }
 
 // --- Pointers ---
