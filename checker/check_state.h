@@ -173,13 +173,15 @@ struct CheckState {
   std::vector<OrphanRun> orphans;
   uint64_t orphan_clusters = 0;
   uint64_t stored_past_end_in_use = 0;  // refcounts > 0 behind the end that pointers use
+  // A crash leaves counts that are too high: a writer counts a cluster before it points there.
+  // Some here are too low, and not because a block was lost, or lazy refcounts not written: then
+  // pointers lead elsewhere than they did, for one flipped bit or for a write of a table that never
+  // reached the disk, and where they led before is counted still.
+  bool counted_too_low = false;
 
   // Made by the orphan pass.
   HeldBack held_back;
-  // Compressed data is counted less often than entries lead to it: one of them may be meant for
-  // other data. Then, or after a repair, it may be in clusters that are counted too often.
-  bool compressed_too_low = false;
-  uint64_t compressed_too_high = 0;
+  uint64_t compressed_too_high = 0;  // of too_high, those that hold compressed data
 
   uint64_t table_entries_left = 0;
 

@@ -68,6 +68,7 @@ struct ComparePart {
   std::vector<OrphanRun> orphans;
   uint64_t orphan_clusters = 0;
   uint64_t stored_past_end_in_use = 0;
+  bool counted_too_low = false;
   uint64_t end_cluster = 0;  // behind the last one in use or counted
   size_t blocks = 0;
 };
@@ -139,6 +140,7 @@ class Comparison {
   RefcountFindings findings_;
   uint64_t block_mismatches_ = 0;  // in the block at hand
   uint64_t block_used_ = 0;
+  bool block_is_too_low_ = false;
   // Refcounts of the block at hand behind the end of the file: the first runs, and how many more.
   std::vector<OrphanRun> past_end_;
   uint64_t more_past_end_ = 0;
@@ -220,6 +222,7 @@ void Comparison::CompareCluster(uint64_t cluster, uint64_t stored) {
                              : stored == 0 ? FindingCode::kRefcountZeroInUse
                                            : FindingCode::kRefcountTooLow;
     findings_.Add(code, cluster, stored, expected, 1, part_->notes);
+    block_is_too_low_ |= !lazy_;
   } else if (expected != 0) {
     sets_.too_high.Insert(cluster);
     findings_.Add(FindingCode::kRefcountTooHigh, cluster, stored, expected, 1, part_->notes);
@@ -311,6 +314,8 @@ void Comparison::JudgeBlock(const RefcountBlock& block) {
                                                 block_mismatches_, block_entries_)});
     return;
   }
+  // A block of nothing but zeros was lost, and says nothing of the pointers.
+  part_->counted_too_low |= block_is_too_low_ && block_used_ != 0;
   for (size_t i = 0; i < past_end_.size(); ++i) {
     const OrphanRun& run = past_end_[i];
     const bool is_last = i + 1 == past_end_.size();
@@ -360,8 +365,8 @@ ComparePart Comparison::Compare(const BlockRange& range) {
     const uint64_t begin = SaturatingMultiply(block.table_index, block_entries_);
     if (next < std::min(begin, limit)) CompareAbsent(next, std::min(begin, limit));
     next = SaturatingAdd(begin, block_entries_);
-    block_mismatches_ = 0;
-    block_used_ = 0;
+    block_mismatches_ = block_used_ = 0;
+    block_is_too_low_ = false;
     past_end_.clear();
     more_past_end_ = 0;
     if (at_once) CompareBlock(block, batch_.pieces()[i], 0, block_bytes);
@@ -453,6 +458,7 @@ void CompareBlocks(CheckState& state, absl::Span<const RefcountBlock> blocks) {
         for (const OrphanRun& run : part.orphans) ExtendRuns(state.orphans, run);
         state.orphan_clusters += part.orphan_clusters;
         state.stored_past_end_in_use += part.stored_past_end_in_use;
+        state.counted_too_low |= part.counted_too_low;
         end_cluster = std::max(end_cluster, part.end_cluster);
         state.coverage.refcount_blocks += part.blocks;
       });

@@ -20,7 +20,6 @@
 #include "absl/strings/str_join.h"
 #include "checker/check_state.h"
 #include "checker/cluster_size_guess.h"
-#include "checker/miscounted_compressed.h"
 #include "checker/orphan_tables.h"
 #include "checker/torn_tables.h"
 #include "common/byte_order.h"
@@ -71,7 +70,9 @@ class OrphanJudge {
 
   void Run() {
     SetStaleBitmapsAside();
-    CountMiscountedCompressed(state_);
+    state_.too_high->ForEach([this](uint64_t cluster) {
+      state_.compressed_too_high += state_.compressed->Contains(cluster) ? 1 : 0;
+    });
     ReportTruncation();
     ReportSuspectClusterSize(state_);
     if (state_.orphans.empty() && state_.too_high->empty()) return;
@@ -450,8 +451,8 @@ std::string OrphanJudge::WhyHeldBack() const {
   if (lost_l1_entries_ != 0) reasons.push_back("an L1 entry was lost");
   if (reasons.empty() && HasTableOfZeros()) reasons.push_back("an L2 table holds only zeros");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
-  if (state_.compressed_too_low) {
-    reasons.push_back("compressed data elsewhere is counted less often than it is referenced");
+  if (state_.counted_too_low) {
+    reasons.push_back("clusters elsewhere are counted less often than they are referenced");
   }
   if (state_.kept_by_repair) reasons.push_back("an earlier repair kept them");
   if (reasons.empty() && HasLostPointers(state_)) reasons.push_back("pointers were damaged");
@@ -474,7 +475,7 @@ void OrphanJudge::ReportOrphans() {
   uint64_t clusters = state_.orphan_clusters;
   if (lost_l1_entries_ != 0 || (clusters == 0 && state_.findings.Has(FindingCode::kL2TableTorn))) {
     state_.too_high->ForEach([&clusters](uint64_t) { ++clusters; });
-  } else if (state_.compressed_too_low || state_.kept_by_repair) {
+  } else if (state_.counted_too_low || state_.kept_by_repair) {
     clusters += state_.compressed_too_high;
   }
   state_.held_back = {clusters, clusters << geometry_.cluster_bits, clusters != 0 ? why : ""};

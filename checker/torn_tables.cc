@@ -61,6 +61,13 @@ class TornTableSearch {
     uint64_t length() const { return end - begin; }
   };
 
+  // Clusters that an entry leads to.
+  struct Target {
+    uint64_t first = 0;
+    uint64_t last = 0;
+    bool compressed = false;
+  };
+
   void FindRuns();
   void AddToRuns(const LostRun& next);
   const LostRun* RunFrom(uint64_t cluster) const;
@@ -70,7 +77,9 @@ class TornTableSearch {
     return explained_.contains(run.first << geometry_.cluster_bits);
   }
   bool IsBlock(uint64_t cluster) const { return blocks_.contains(cluster); }
-  std::optional<uint64_t> ClusterOf(uint64_t entry) const;
+  std::optional<Target> TargetOf(uint64_t entry) const;
+  const LostRun* RunBehind(const Target& target) const;
+  const LostRun* RunBefore(const Target& target) const;
   bool IsWholeSectors(const Gap& gap) const;
   void LookThrough(const L2Table& table, uint64_t begin_bytes, absl::Span<const uint8_t> bytes);
   void LookForLostSectors(const L2Table& table, const Gap& gap, uint64_t before, uint64_t behind);
@@ -142,10 +151,32 @@ std::string TornTableSearch::WordsOf(const LostRun& run) const {
                          run.orphans ? "unreferenced" : "counted more often than referenced");
 }
 
-// Where an entry leads that is neither compressed nor anything else than a mapping.
-std::optional<uint64_t> TornTableSearch::ClusterOf(uint64_t entry) const {
-  if (KindOfL2Entry(entry, geometry_) != L2EntryKind::kNormal) return std::nullopt;
-  return EntryOffset(entry) >> geometry_.cluster_bits;
+// Where an entry leads that is a mapping.
+std::optional<TornTableSearch::Target> TornTableSearch::TargetOf(uint64_t entry) const {
+  switch (KindOfL2Entry(entry, geometry_)) {
+    case L2EntryKind::kNormal: {
+      const uint64_t cluster = EntryOffset(entry) >> geometry_.cluster_bits;
+      return Target{cluster, cluster, false};
+    }
+    case L2EntryKind::kCompressed: {
+      const CompressedRange range = DecodeCompressed(entry, geometry_.cluster_bits);
+      return Target{range.offset_bytes >> geometry_.cluster_bits,
+                    (range.end_bytes() - 1) >> geometry_.cluster_bits, true};
+    }
+    default:
+      return std::nullopt;
+  }
+}
+
+// A cluster that compressed data shares with what is lost belongs to both.
+const LostRun* TornTableSearch::RunBehind(const Target& target) const {
+  const LostRun* run = RunFrom(target.last + 1);
+  return run == nullptr && target.compressed ? RunFrom(target.last) : run;
+}
+
+const LostRun* TornTableSearch::RunBefore(const Target& target) const {
+  const LostRun* run = RunEndingAt(target.first);
+  return run == nullptr && target.compressed ? RunEndingAt(target.first + 1) : run;
 }
 
 bool TornTableSearch::IsWholeSectors(const Gap& gap) const {
@@ -179,15 +210,17 @@ void TornTableSearch::LookThrough(const L2Table& table, uint64_t begin_bytes,
 // between the clusters of the two.
 void TornTableSearch::LookForLostSectors(const L2Table& table, const Gap& gap, uint64_t before,
                                          uint64_t behind) {
-  const std::optional<uint64_t> next = ClusterOf(behind);
-  const LostRun* run = next ? RunEndingAt(*next) : nullptr;
-  if (run == nullptr || IsExplained(*run) || run->clusters < kEnoughOrphans ||
-      run->clusters > gap.length() ||
-      (run->clusters * 2 < gap.length() && run->clusters < kManyOrphans)) {
-    return;
-  }
-  const std::optional<uint64_t> previous = ClusterOf(before);
-  if (gap.begin != 0 && (!previous || RunFrom(*previous + 1) != run)) return;
+  const std::optional<Target> next = TargetOf(behind);
+  const LostRun* run = next ? RunBefore(*next) : nullptr;
+  if (run == nullptr || IsExplained(*run) || run->clusters < kEnoughOrphans) return;
+  // Compressed data of many entries may be in few clusters, and share those on both sides.
+  const bool fits = next->compressed
+                        ? run->clusters <= gap.length() + 2
+                        : run->clusters <= gap.length() &&
+                              (run->clusters * 2 >= gap.length() || run->clusters >= kManyOrphans);
+  if (!fits) return;
+  const std::optional<Target> previous = TargetOf(before);
+  if (gap.begin != 0 && (!previous || RunBehind(*previous) != run)) return;
   Report(
       table, gap,
       absl::StrFormat("entries %d to %d are zero, and %s", gap.begin, gap.end - 1, WordsOf(*run)));
@@ -201,8 +234,8 @@ void TornTableSearch::LookForLostSectors(const L2Table& table, const Gap& gap, u
 void TornTableSearch::LookForLostEnd(const L2Table& table, uint64_t last_entry) {
   const Gap gap = {uint64_t{table.last_used} + 1, geometry_.l2_entries()};
   if (gap.begin >= gap.end) return;
-  const std::optional<uint64_t> cluster = ClusterOf(last_entry);
-  const LostRun* run = cluster ? RunFrom(*cluster + 1) : nullptr;
+  const std::optional<Target> target = TargetOf(last_entry);
+  const LostRun* run = target ? RunBehind(*target) : nullptr;
   if (run == nullptr || IsExplained(*run)) return;
   const bool at_sector = gap.begin * geometry_.l2_entry_bytes() % kSectorBytes == 0;
   const bool at_tail = run->end >= state_.file_clusters;

@@ -332,7 +332,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
     }
     std::string why_nothing = round == 0 ? WhyNothing(state, options) : "";
     // What only refcounts show may not be seen before they can be read again.
-    if (state.geometry && ((round == 0 && (HasLostPointers(state) || state.compressed_too_low)) ||
+    if (state.geometry && ((round == 0 && (HasLostPointers(state) || state.counted_too_low)) ||
                            state.findings.Has(FindingCode::kL1Lost) ||
                            state.findings.Has(FindingCode::kOrphanL2Table))) {
       plan.ExpectLosses();

@@ -148,7 +148,7 @@ void EntryPlanner::PlanProven() {
           true);
     }
     if (IsAboutCollision(finding.code) ||
-        (state_.compressed_too_low && IsAboutTooFew(finding.code))) {
+        (IsAboutTooFew(finding.code) && finding.structure == Structure::kCompressedCluster)) {
       RelinkCollision(finding);
     }
     if (finding.code == FindingCode::kL2TableLost && finding.confidence != Confidence::kCertain) {
@@ -360,7 +360,7 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
 // slot of the L1 table that leads nowhere: it led there.
 void EntryPlanner::RelinkZeroSlot() {
   if (evidence_.tables().size() != 1 || plan_.gives_up_evidence() || state_.orphans_explained ||
-      HasLostPointers(state_) || state_.compressed_too_low || !state_.coverage.complete() ||
+      HasLostPointers(state_) || state_.counted_too_low || !state_.coverage.complete() ||
       !evidence_.snapshots_are_known()) {
     return;
   }

@@ -51,6 +51,7 @@ class CommandLineTest : public ::testing::Test {
     good_ = dir_.Write("good.qcow2", image.bytes);
     SetL2Entry(image, 0, 0);
     leaky_ = dir_.Write("leaky.qcow2", image.bytes);
+    image = SmallImage();
     SetRefcount(image, image.ClusterOf(image.L2At(0).host_offset), 0);
     broken_ = dir_.Write("broken.qcow2", image.bytes);
     raw_ = dir_.Write("raw.img", std::vector<uint8_t>(4096, 0x5a));

@@ -44,7 +44,6 @@ CommandResult Program(const Words& arguments) {
 // Several steps: an L2 table whose refcount is zero, leaks, and a COPIED flag that does not fit.
 BuiltImage SeveralKinds() {
   BuiltImage image = BuildImage(FieldImageOptions());
-  SetRefcount(image, image.ClusterOf(image.L2At(0).host_offset), 0);
   constexpr uint64_t kNext = 32 << 16;  // guest bytes from one data cluster to the next
   SetL2Entry(image, kNext, 0);
   SetL2Entry(image, 2 * kNext, GetL2Entry(image, 2 * kNext) & ~(uint64_t{1} << 63));

@@ -313,12 +313,13 @@ Bounds BoundsOfCheck(uint64_t stored) {
 }
 
 // A check for each kind of damage. Each pointer may need a refcount block of its own, which is read
-// again once a sector of it is written, and of which a page is kept.
+// again once a sector of it is written, and of which a page is kept; all of it twice if the note
+// turns out to be needed.
 Bounds BoundsOfPlan(uint64_t stored) {
   constexpr uint64_t kChecks = 12;
   const uint64_t pointers = stored / 8;
   const Bounds check = BoundsOfCheck(stored);
-  return {.reads = kChecks * check.reads + 4 * pointers,
+  return {.reads = kChecks * check.reads + 8 * pointers,
           .bytes_read = kChecks * check.bytes_read + 20 * kKibibyte * pointers,
           .memory = 48 * kMebibyte + check.memory + 6 * kKibibyte * pointers};
 }
