@@ -159,8 +159,10 @@ FindingRepair StatusAfterRepair(const Finding& finding, const RepairResult& resu
       if (result.status.ok() && planned) return {RepairStatus::kDone, ""};
       break;
     case Found::kYes:
-      // A note of an earlier repair that says more now.
-      if (!IsDamage(finding)) return {planned ? RepairStatus::kDone : RepairStatus::kNone, ""};
+      // The note of an earlier repair stays when it is made to say more.
+      if (finding.code == FindingCode::kKeptByRepair && planned && result.status.ok()) {
+        return {RepairStatus::kDone, ""};
+      }
       break;
   }
   // What a repair that stopped has not come to was not left alone on purpose.

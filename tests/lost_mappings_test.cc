@@ -491,10 +491,13 @@ TEST(LostMappings, MakeTheNoteSayMore) {
   MemoryFile again(image.bytes);
   const RepairResult result = Repair(again);
   EXPECT_FALSE(result.plan.lost_guest_ranges.empty());
+  int notes = 0;
   for (size_t i = 0; i < result.repairs.size(); ++i) {
     if (result.before.findings[i].code != FindingCode::kKeptByRepair) continue;
+    ++notes;
     EXPECT_EQ(result.repairs[i].status, RepairStatus::kDone);
   }
+  EXPECT_EQ(notes, 1);
 }
 
 // --- Pointers ---

@@ -41,7 +41,7 @@ CommandResult Program(const Words& arguments) {
   return RunCommand(argv);
 }
 
-// Several steps: an L2 table whose refcount is zero, leaks, and a COPIED flag that does not fit.
+// Several steps: leaks, and a COPIED flag that does not fit.
 BuiltImage SeveralKinds() {
   BuiltImage image = BuildImage(FieldImageOptions());
   constexpr uint64_t kNext = 32 << 16;  // guest bytes from one data cluster to the next
