@@ -134,6 +134,7 @@ struct CheckState {
   std::string data_file_name;
   bool kept_by_repair = false;     // a repair left a note that orphans must be kept
   bool orphans_explained = false;  // and it gave up what would show why
+  bool was_cut_off = false;        // and the file had been cut off before it
 
   // Made by the snapshot and bitmap passes.
   std::vector<SnapshotEntry> snapshots;

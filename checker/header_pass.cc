@@ -246,7 +246,8 @@ void CheckExtension(CheckState& state, const HeaderExtension& extension) {
     case kExtensionRepairNote:
       if (const std::optional<RepairNote> note = DecodeRepairNote(extension.data)) {
         state.kept_by_repair = note->orphans != OrphanNote::kVoid;
-        state.orphans_explained = note->orphans == OrphanNote::kGivenUp;
+        state.was_cut_off = note->orphans == OrphanNote::kCutOff;
+        state.orphans_explained = state.was_cut_off || note->orphans == OrphanNote::kGivenUp;
         if (state.kept_by_repair) AddExtension(state, FindingCode::kKeptByRepair, extension, "");
         break;
       }

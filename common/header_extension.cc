@@ -93,7 +93,7 @@ std::optional<RepairNote> DecodeRepairNote(absl::Span<const uint8_t> data) {
   if (data.size() != kRepairNoteBytes) return std::nullopt;
   if (Load32(data.data()) != kRepairNoteVersion) return std::nullopt;
   const auto orphans = static_cast<OrphanNote>(Load32(&data[4]));
-  const bool is_known = orphans == OrphanNote::kVoid || orphans == OrphanNote::kHeldBack;
+  const bool is_known = orphans <= OrphanNote::kCutOff;
   return RepairNote{kRepairNoteVersion, is_known ? orphans : OrphanNote::kGivenUp};
 }
 

@@ -84,6 +84,7 @@ enum class OrphanNote : uint32_t {
   kVoid = 0,      // nothing: the note was withdrawn
   kGivenUp = 1,   // keep them: what the repair gave up was the only sign that they matter
   kHeldBack = 2,  // keep them: what speaks for them is still in the image, but a guest may end it
+  kCutOff = 3,    // as kGivenUp; and the file had been cut off
 };
 // The note that a repair leaves in an image where unreferenced clusters may be the only copy of
 // something (docs/repair.md).

@@ -81,8 +81,11 @@ std::optional<uint64_t> CompressedEvidence::AsLongAsItsData(uint64_t entry) cons
 }
 
 std::optional<uint64_t> CompressedEvidence::OneBitAway(uint64_t entry) const {
-  if (state_.findings.Has(FindingCode::kFileTruncated) || !state_.MayGoOn()) return std::nullopt;
   const int bits = state_.geo().cluster_bits;
+  const CompressedRange meant = DecodeCompressed(entry, bits);
+  const bool may_be_cut_off =
+      was_cut_off_ && state_.IsOutside(meant.offset_bytes, meant.length_bytes);
+  if (may_be_cut_off || !state_.MayGoOn()) return std::nullopt;
   // By where the data is: what differs only in length is decompressed once.
   absl::btree_map<uint64_t, std::vector<uint64_t>> candidates;
   for (int bit = 0; bit < 62; ++bit) {

@@ -15,9 +15,9 @@ namespace qcow2check {
 
 class CompressedEvidence {
  public:
-  // Both must outlive this object.
-  CompressedEvidence(const CheckState& state, const StoredRefcounts& stored)
-      : state_(state), stored_(stored) {}
+  // Both must outlive this object. `was_cut_off`: what leads behind the end may have been there.
+  CompressedEvidence(const CheckState& state, const StoredRefcounts& stored, bool was_cut_off)
+      : state_(state), stored_(stored), was_cut_off_(was_cut_off) {}
 
   // Whether a compressed entry leads to data that decompresses.
   bool Decompresses(uint64_t entry) const;
@@ -43,6 +43,7 @@ class CompressedEvidence {
 
   const CheckState& state_;
   const StoredRefcounts& stored_;
+  const bool was_cut_off_;
   // Where compressed data begins that entries lead to, in clusters that miss a reference.
   mutable std::optional<absl::flat_hash_set<uint64_t>> taken_;
   mutable bool knows_all_taken_ = true;

@@ -255,13 +255,29 @@ bool LeadsBehindOldEnd(const CheckState& state, const PlanBuilder& plan) {
   return false;
 }
 
+// Whether the file ends before what was written to it, or did before an earlier repair.
+bool WasCutOff(const CheckState& state) {
+  return state.was_cut_off || state.findings.Has(FindingCode::kFileTruncated);
+}
+
+// Nothing shows any more that the file was cut off, and a pointer still leads to what was behind
+// its end: the next repair would take an orphan one bit away for what it meant.
+bool HidesWhereTheFileEnded(const CheckState& state, const PlanBuilder& plan) {
+  return plan.was_cut_off() && !WasCutOff(state) &&
+         state.findings.Has(FindingCode::kLeakSuspicious) &&
+         (state.findings.Has(FindingCode::kL2TablePastEnd) ||
+          state.findings.Has(FindingCode::kDataPastEnd) ||
+          state.findings.Has(FindingCode::kCompressedPastEnd));
+}
+
 // Evidence was given up that the orphans still need.
 bool OrphansNeedNote(const CheckState& state, const RepairOptions& options,
                      const PlanBuilder& plan) {
   return !options.free_orphans &&
          ((plan.removes_evidence() &&
            (state.findings.Has(FindingCode::kLeakedCluster) || state.compressed_too_high != 0)) ||
-          (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)));
+          (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)) ||
+          HidesWhereTheFileEnded(state, plan));
 }
 
 // Orphans are held back for what the image still shows, a lost table perhaps. A guest that writes
@@ -338,7 +354,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
       plan.ExpectLosses();
     }
     // Entries of what was no L1 table say nothing about where the file ended.
-    if (is_new_l1) plan.SetCutOff(state.findings.Has(FindingCode::kFileTruncated));
+    if (is_new_l1) plan.SetCutOff(WasCutOff(state));
     is_new_l1 = false;
     const Totals totals = TotalsOf(state);
     const uint64_t errors = SaturatingAdd(totals.corruptions, totals.leaks);
@@ -352,7 +368,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
     }
     const uint64_t before = plan.writes();
     if (round == 0 && attempt.evidence == Evidence::kNote &&
-        !PlanNote(state, OrphanNote::kGivenUp, plan)) {
+        !PlanNote(state, WasCutOff(state) ? OrphanNote::kCutOff : OrphanNote::kGivenUp, plan)) {
       return Outcome::kHasNoRoomForNote;
     }
     if (plan.writes() == before && why_nothing.empty()) {

@@ -31,7 +31,7 @@ class EntryPlanner {
         geometry_(state.geo()),
         stored_(state, plan),
         evidence_(state, plan, stored_),
-        compressed_(state, stored_),
+        compressed_(state, stored_, plan.was_cut_off()),
         places_(state),
         l1_in_doubt_(ActiveL1IsInDoubt(state)),
         snapshots_in_doubt_(SnapshotsInDoubt(state, plan.image())) {

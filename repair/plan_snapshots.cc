@@ -89,7 +89,6 @@ class SnapshotPlanner {
   std::vector<Guess> GuessUnreferencedL1(const SnapshotEntry& entry) const;
   bool IsL1(uint64_t offset, uint64_t entries) const;
   bool LeadsToL2Tables(uint64_t offset, uint64_t entries) const;
-  bool IsL2(uint64_t offset) const;
   bool CompleteEntries();
 
   CheckState& state_;
@@ -400,27 +399,27 @@ bool SnapshotPlanner::IsL1(uint64_t offset, uint64_t entries) const {
   return known->second;
 }
 
-// Whether all entries there do.
+// Whether all entries there do, and one of the L2 tables maps something: an L2 table whose data is
+// zeros looks like an L1 table of empty ones.
 bool SnapshotPlanner::LeadsToL2Tables(uint64_t offset, uint64_t entries) const {
   const uint64_t length = entries * 8;
   if (length > kMaxPieceBytes) return false;
   std::vector<uint8_t> table(length);
   if (!plan_.image().ReadAt(HostOffset{offset}, absl::MakeSpan(table)).ok()) return false;
-  bool used = false;
+  const uint64_t size = state_.geo().cluster_size();
+  bool is_proven = false;
   for (uint64_t at = 0; at < length; at += 8) {
     const uint64_t entry = Load64(&table[at]);
     if (entry == 0) continue;
-    used = true;
-    if ((entry & kL1ReservedMask) != 0 || !IsL2(EntryOffset(entry))) return false;
+    if ((entry & kL1ReservedMask) != 0) return false;
+    const uint64_t l2_offset = EntryOffset(entry);
+    const bool is_used = l2_tables_.contains(l2_offset);
+    if (!is_used && !orphans_.Contain(l2_offset, size)) return false;
+    const bool maps = is_used || ProvesToBeL2Table(state_, l2_offset);
+    if (!maps && !CouldBeEmptyL2Table(state_, l2_offset)) return false;
+    is_proven |= maps;
   }
-  return used;
-}
-
-bool SnapshotPlanner::IsL2(uint64_t offset) const {
-  const uint64_t size = state_.geo().cluster_size();
-  return l2_tables_.contains(offset) ||
-         (orphans_.Contain(offset, size) &&
-          (ProvesToBeL2Table(state_, offset) || CouldBeEmptyL2Table(state_, offset)));
+  return is_proven;
 }
 
 // A new table, in which the incomplete entries are completed; all others stay as they are.

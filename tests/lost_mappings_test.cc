@@ -500,6 +500,27 @@ TEST(LostMappings, MakeTheNoteSayMore) {
   EXPECT_EQ(notes, 1);
 }
 
+// The refcount block looks like none, and with it goes the only sign that the file was cut off: the
+// next repair took the lost table one bit away for what the pointer behind the end meant.
+TEST(LostMappings, BehindTheEndAreNotOneBitAwayInTheNextRepair) {
+  BuiltImage image = WithTwoTables();
+  const uint64_t behind_end = image.L2At(1).host_offset | 0x100000;
+  ASSERT_GT(behind_end, image.bytes.size());
+  SetL1Entry(image, 0, kCopiedBit | behind_end);
+  SetL1Entry(image, 1, 0);
+  SetRefcount(image, image.ClusterOf(behind_end), 1);
+  for (const BuiltCluster& cluster : image.l1.clusters) {
+    SetRefcount(image, image.ClusterOf(cluster.host_offset), 20);
+  }
+  ASSERT_TRUE(HasFinding(Check(image.bytes), FindingCode::kFileTruncated));
+  MemoryFile file(image.bytes);
+  EXPECT_FALSE(HasFinding(Repair(file).after, FindingCode::kFileTruncated));
+  const std::vector<uint8_t> repaired = file.bytes();
+  EXPECT_EQ(EntryOffset(Peek64(repaired, image.l1.EntryOffset(0))), behind_end);
+  Repair(file);
+  EXPECT_EQ(file.bytes(), repaired);
+}
+
 // --- Pointers ---
 
 // L1[1] was lost, and the snapshot's, the disk's or another slot has a flag that leads nowhere.

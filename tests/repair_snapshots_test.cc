@@ -231,6 +231,25 @@ TEST(RepairSnapshots, L1OfAnotherSnapshotIsNotGuessed) {
   ExpectRestored(sound, image);
 }
 
+// One of the snapshot's L2 tables is damaged, too. The data of the other looks like L2 tables that
+// are empty, and so the table like an L1 table; it was taken for the only one that fits.
+TEST(RepairSnapshots, L1IsNoL2Table) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .virtual_size = uint64_t{4} << 20,
+       .steps = {WriteClusters{0, 30}, WriteClusters{512, 30}, TakeSnapshot{.name = "one"},
+                 WriteClusters{0, 30}, WriteClusters{512, 30}}});
+  for (const BuiltCluster& cluster : image.snapshots[0].l1.clusters) {
+    if (cluster.guest_offset < uint64_t{2} << 20) continue;
+    ZeroCluster(image, cluster.host_offset);
+    Poke64(image.bytes, cluster.host_offset, 1);
+  }
+  FlipBit64(image.bytes, image.snapshots[0].l1.clusters[0].entry_offset, 43);
+  FlipBit64(image.bytes, EntryField(image, 0, 0), 3);
+  const RepairedImage repaired = ExpectDeclined(image.bytes, FindingCode::kSnapshotL1Invalid);
+  EXPECT_NE(repaired.result.after.held_back.clusters, 0u);
+}
+
 TEST(RepairSnapshots, SharedL1TableIsToldApartByAFlippedBitOnly) {
   const BuiltImage sound = BuildImage(ThreeSnapshots());
   BuiltImage image = sound;
