@@ -182,7 +182,6 @@ struct CheckState {
 
   // Made by the orphan pass.
   HeldBack held_back;
-  uint64_t compressed_too_high = 0;  // of too_high, those that hold compressed data
 
   uint64_t table_entries_left = 0;
 

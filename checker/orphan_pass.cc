@@ -8,6 +8,7 @@
 //
 // Reads a bounded part of the orphans, and nothing if there are none.
 #include <algorithm>
+#include <bit>
 #include <optional>
 #include <string>
 #include <utility>
@@ -70,9 +71,6 @@ class OrphanJudge {
 
   void Run() {
     SetStaleBitmapsAside();
-    state_.too_high->ForEach([this](uint64_t cluster) {
-      state_.compressed_too_high += state_.compressed->Contains(cluster) ? 1 : 0;
-    });
     ReportTruncation();
     ReportSuspectClusterSize(state_);
     if (state_.orphans.empty() && state_.too_high->empty()) return;
@@ -473,19 +471,25 @@ void OrphanJudge::ReportOrphans() {
   }
   if (why.empty()) return;
   uint64_t clusters = state_.orphan_clusters;
-  if (lost_l1_entries_ != 0 || (clusters == 0 && state_.findings.Has(FindingCode::kL2TableTorn))) {
-    state_.too_high->ForEach([&clusters](uint64_t) { ++clusters; });
-  } else if (state_.counted_too_low || state_.kept_by_repair) {
-    clusters += state_.compressed_too_high;
-  }
+  // What was lost may be in clusters that others use, too.
+  state_.too_high->ForEach([&clusters](uint64_t) { ++clusters; });
   state_.held_back = {clusters, clusters << geometry_.cluster_bits, clusters != 0 ? why : ""};
+}
+
+// A COPIED flag alone is a pointer with one flipped bit, if one bit leads to an orphan.
+bool HasFlagOneBitFromOrphan(const CheckState& state) {
+  return state.findings.Has(FindingCode::kStrayL2Flag) &&
+         std::any_of(state.orphans.begin(), state.orphans.end(), [](const OrphanRun& run) {
+           return std::bit_ceil(run.first_cluster) < run.first_cluster + run.clusters;
+         });
 }
 
 }  // namespace
 
 bool HasLostPointers(const CheckState& state) {
   return std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
-                     [&state](FindingCode code) { return state.findings.Has(code); });
+                     [&state](FindingCode code) { return state.findings.Has(code); }) ||
+         HasFlagOneBitFromOrphan(state);
 }
 
 void ClassifyOrphans(CheckState& state) { OrphanJudge(state).Run(); }

@@ -67,7 +67,7 @@ Json FindingJson(const RepairedFinding& repaired) {
 
 // `repaired`: the plan of a repair that has changed the image, or nullptr.
 absl::string_view DataStateOf(const Report& report, const Plan* repaired) {
-  if (repaired != nullptr && !repaired->lost_guest_ranges.empty()) return NameOf(DataState::kLost);
+  if (repaired != nullptr && LosesData(*repaired)) return NameOf(DataState::kLost);
   const bool copied = repaired != nullptr && CopiesSharedData(*repaired);
   const DataState state = copied ? std::max(report.data, DataState::kAmbiguous) : report.data;
   const bool nothing_known = state == DataState::kNone && !ExaminedAll(report);

@@ -14,6 +14,14 @@ void ForEachWrite(const Plan& plan,
   for (const PlannedWrite& write : plan.closing.writes) visit(step + 1, write);
 }
 
+bool LosesData(const Plan& plan) {
+  bool loses = !plan.lost_guest_ranges.empty();
+  ForEachWrite(plan, [&loses](uint64_t, const PlannedWrite& write) {
+    loses |= write.reason.safety == RepairSafety::kLossy;
+  });
+  return loses;
+}
+
 bool CopiesSharedData(const Plan& plan) {
   bool copies = false;
   ForEachWrite(plan, [&copies](uint64_t, const PlannedWrite& write) {

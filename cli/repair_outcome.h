@@ -37,6 +37,9 @@ absl::string_view NameOf(RepairMode mode);
 void ForEachWrite(const Plan& plan,
                   absl::FunctionRef<void(uint64_t step, const PlannedWrite& write)> visit);
 
+// Whether something reads as zeros since the repair, of the disk or of a snapshot.
+bool LosesData(const Plan& plan);
+
 // Whether two users of the same bytes, of which one is wrong, get each a copy of them.
 bool CopiesSharedData(const Plan& plan);
 

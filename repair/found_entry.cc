@@ -13,6 +13,7 @@ bool IsAboutTarget(FindingCode code) {
     case FindingCode::kZeroClusterPastEnd:
     case FindingCode::kCompressedPastEnd:
     case FindingCode::kSubclusterWithoutCluster:
+    case FindingCode::kStrayL2Flag:
       return true;
     default:
       return false;

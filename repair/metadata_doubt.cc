@@ -113,23 +113,38 @@ RefcountScan ScanRefcounts(const CheckState& state, const ImageFile& image,
 
 namespace {
 
-bool CountsMoreThanItMisses(const CheckState& state, const ImageFile& image,
-                            const RefcountBlock& block) {
+// What the block says of the clusters that are in use.
+struct UseCounts {
+  uint64_t in_use = 0;
+  uint64_t right = 0;
+  uint64_t missing = 0;  // counted as 0
+};
+
+UseCounts CompareWithUse(const CheckState& state, const ImageFile& image,
+                         const RefcountBlock& block) {
   const Geometry& geometry = state.geo();
   const uint64_t first = SaturatingMultiply(block.table_index, geometry.refcount_block_entries());
   std::vector<uint8_t> bytes(std::min(geometry.cluster_size(), kMaxPieceBytes));
-  if (!image.ReadAt(HostOffset{block.offset_bytes}, absl::MakeSpan(bytes)).ok()) return false;
-  uint64_t right = 0, missing = 0;
+  if (!image.ReadAt(HostOffset{block.offset_bytes}, absl::MakeSpan(bytes)).ok()) return {};
+  UseCounts counts;
   for (uint64_t i = 0; i < bytes.size() * 8 >> geometry.refcount_order; ++i) {
     const uint64_t cluster = SaturatingAdd(first, i);
     if (cluster >= state.file_clusters) break;
     const uint64_t expected = state.expected->Get(cluster);
     if (expected == 0) continue;
     const uint64_t count = LoadRefcount(bytes.data(), i, geometry.refcount_order);
-    right += count == expected ? 1 : 0;
-    missing += count == 0 ? 1 : 0;
+    ++counts.in_use;
+    counts.right += count == expected ? 1 : 0;
+    counts.missing += count == 0 ? 1 : 0;
   }
-  return right > missing;
+  return counts;
+}
+
+// Most of what is in use is counted right, which so many bits are not by chance. Then high counts
+// of what is not in use are those of compressed data.
+bool IsBeyondChance(const UseCounts& counts, int refcount_order) {
+  constexpr uint64_t kEnoughBits = 16;
+  return counts.right * 2 > counts.in_use && counts.right << refcount_order >= kEnoughBits;
 }
 
 }  // namespace
@@ -167,14 +182,17 @@ bool WasFoundRight(const CheckState& state, const RefcountBlock& block) {
 bool HoldsRefcounts(const CheckState& state, const ImageFile& image, const RefcountBlock& block) {
   if (WasFoundRight(state, block)) return true;
   const RefcountScan scan = ScanRefcounts(state, image, block);
+  const uint64_t own = block.offset_bytes >> state.geo().cluster_bits;
+  if (!scan.readable) return false;
+  // Zeros that something else uses, too, are its zeros.
+  if (scan.used == 0) return state.expected->Get(own) <= 1;
+  const UseCounts counts = CompareWithUse(state, image, block);
+  if (scan.strange * 4 > scan.used) {
+    return scan.counts_itself && IsBeyondChance(counts, state.geo().refcount_order);
+  }
   // Narrow counts are never strange, but a block counts itself, or more of what is in use than it
   // misses.
-  // Zeros that something else uses, too, are its zeros.
-  const uint64_t own = block.offset_bytes >> state.geo().cluster_bits;
-  const bool is_right = scan.used == 0
-                            ? state.expected->Get(own) <= 1
-                            : scan.counts_itself || CountsMoreThanItMisses(state, image, block);
-  return scan.readable && scan.strange * 4 <= scan.used && is_right;
+  return scan.counts_itself || counts.right > counts.missing;
 }
 
 bool WasRefcountBlock(const CheckState& state, const ImageFile& image, uint64_t offset_bytes) {

@@ -208,14 +208,16 @@ std::optional<Explanation> OrphanEvidence::FromBothNeighbours(const EntryAt& at)
                                          *after));
 }
 
-// Whether the refcounts of all other clusters are right.
-bool OrphanEvidence::IsOnlyMismatch(uint64_t offset_bytes) const {
-  bool others = false;
+// Whether the refcounts of all clusters are right but for where the entry should lead and where it
+// does.
+bool OrphanEvidence::OthersAreRight(uint64_t orphan_bytes, uint64_t entry) const {
+  const int bits = state_.geo().cluster_bits;
+  bool is_right = true;
   state_.mismatched->ForEach([&](uint64_t cluster) {
-    others |=
-        cluster != offset_bytes >> state_.geo().cluster_bits && cluster < state_.file_clusters;
+    is_right &= cluster == orphan_bytes >> bits || cluster == EntryOffset(entry) >> bits ||
+                cluster >= state_.file_clusters;
   });
-  return !others;
+  return is_right;
 }
 
 std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const {
@@ -264,7 +266,7 @@ std::optional<Explanation> OrphanEvidence::ForDataEntry(const EntryAt& at) const
       damaged_l2_entries_ == 1 && damaged_l1_entries_ == 0 && state_.orphan_clusters == 1 &&
       one_bit.empty() && state_.orphans.size() == 1) {
     const uint64_t offset = state_.orphans.front().first_cluster << state_.geo().cluster_bits;
-    if (!IsOrphan(offset) || !IsOnlyMismatch(offset)) return std::nullopt;
+    if (!IsOrphan(offset) || !OthersAreRight(offset, at.entry)) return std::nullopt;
     return Explain(offset, absl::StrFormat("0x%x is the only unreferenced cluster, and this the "
                                            "only damaged pointer",
                                            offset));

@@ -67,7 +67,7 @@ class OrphanEvidence {
   // A pointer behind the end of the file whose target has a refcount was right once: the file
   // was cut off. So was one of several that lead right behind the end.
   bool WasCutOff(uint64_t offset_bytes) const;
-  bool IsOnlyMismatch(uint64_t offset_bytes) const;
+  bool OthersAreRight(uint64_t orphan_bytes, uint64_t entry) const;
   bool HoldsRefcountsOfOld(uint64_t offset_bytes) const;
   bool HoldsReplacedRefcounts(uint64_t offset_bytes) const;
 

@@ -270,24 +270,25 @@ bool HidesWhereTheFileEnded(const CheckState& state, const PlanBuilder& plan) {
           state.findings.Has(FindingCode::kCompressedPastEnd));
 }
 
-// Evidence was given up that the orphans still need.
+// Evidence was given up that orphans still need, or clusters that are counted too high.
 bool OrphansNeedNote(const CheckState& state, const RepairOptions& options,
                      const PlanBuilder& plan) {
-  return !options.free_orphans &&
-         ((plan.removes_evidence() &&
-           (state.findings.Has(FindingCode::kLeakedCluster) || state.compressed_too_high != 0)) ||
-          (plan.gives_up_evidence() && state.findings.Has(FindingCode::kLeakSuspicious)) ||
-          HidesWhereTheFileEnded(state, plan));
+  const bool nothing_holds =
+      state.findings.Has(FindingCode::kLeakedCluster) ||
+      (state.findings.Has(FindingCode::kRefcountTooHigh) && state.held_back.clusters == 0);
+  return !options.free_orphans && ((plan.removes_evidence() && nothing_holds) ||
+                                   (plan.gives_up_evidence() && state.held_back.clusters != 0) ||
+                                   HidesWhereTheFileEnded(state, plan));
 }
 
-// Orphans are held back for what the image still shows, a lost table perhaps. A guest that writes
+// They are held back for what the image still shows, a lost table perhaps. A guest that writes
 // there ends that, and nothing would speak for them any more.
 bool OrphansMayNeedNote(const CheckState& state, const RepairOptions& options,
                         const Attempt& attempt) {
   return options.mode == RepairMode::kAll && !options.free_orphans &&
          attempt.evidence == Evidence::kNotNeeded && !attempt.unread &&
          TotalsOf(state).check_errors == 0 && state.coverage.complete() && !state.kept_by_repair &&
-         state.findings.Has(FindingCode::kLeakSuspicious);
+         state.held_back.clusters != 0;
 }
 
 constexpr char kNoRoomForNote[] =

@@ -17,6 +17,7 @@
 #include "repair/metadata_doubt.h"
 #include "repair/orphan_evidence.h"
 #include "repair/planners.h"
+#include "repair/shared_evidence.h"
 #include "repair/stored_refcounts.h"
 #include "repair/zero_entries.h"
 
@@ -31,6 +32,7 @@ class EntryPlanner {
         geometry_(state.geo()),
         stored_(state, plan),
         evidence_(state, plan, stored_),
+        shared_(state, plan, stored_),
         compressed_(state, stored_, plan.was_cut_off()),
         places_(state),
         l1_in_doubt_(ActiveL1IsInDoubt(state)),
@@ -51,6 +53,7 @@ class EntryPlanner {
   static EntryAt EvidenceAt(const FoundEntry& at) {
     return {at.place_bytes, at.l2_index, at.entry, !at.finding.snapshot.has_value()};
   }
+  std::optional<Explanation> ExplainData(const EntryAt& at) const;
   bool IsSoundZeroEntry(uint64_t entry) const;
   void FixMisalignedData(const FoundEntry& at);
   void FixCompressed(const FoundEntry& at);
@@ -94,6 +97,7 @@ class EntryPlanner {
   const Geometry& geometry_;
   StoredRefcounts stored_;
   OrphanEvidence evidence_;
+  SharedEvidence shared_;
   CompressedEvidence compressed_;
   SoundPlaces places_;
   const bool l1_in_doubt_;
@@ -255,7 +259,15 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
     default:
       break;
   }
-  Relink(at, evidence_.ForDataEntry(EvidenceAt(at)));
+  Relink(at, ExplainData(EvidenceAt(at)));
+}
+
+// Nothing if an orphan explains the entry as well as a cluster that others share.
+std::optional<Explanation> EntryPlanner::ExplainData(const EntryAt& at) const {
+  std::optional<Explanation> orphan = evidence_.ForDataEntry(at);
+  std::optional<Explanation> shared = shared_.ForDataEntry(at);
+  if (orphan && shared) return std::nullopt;
+  return orphan ? orphan : shared;
 }
 
 // A zero flag among other bits that cannot be right is no zero flag.
@@ -290,7 +302,7 @@ void EntryPlanner::FixMisalignedData(const FoundEntry& at) {
         RepairAction::kRelink);
     return;
   }
-  Relink(at, evidence_.ForDataEntry(EvidenceAt(at)));
+  Relink(at, ExplainData(EvidenceAt(at)));
 }
 
 // COPIED, or a subcluster bitmap, on a compressed entry: either that is too much, or the flag that
@@ -346,9 +358,10 @@ void EntryPlanner::RelinkCollision(const Finding& finding) {
     if (owner.structure != Structure::kDataCluster || !collides) continue;
     const EntryAt at = {found.place_bytes, found.l2_index, found.entry,
                         !owner.snapshot.has_value()};
-    const std::optional<Explanation> explanation = finding.code == FindingCode::kDataOnMetadata
-                                                       ? evidence_.ForDataEntry(at)
-                                                       : evidence_.FromBothNeighbours(at);
+    const bool on_metadata = finding.code == FindingCode::kDataOnMetadata;
+    std::optional<Explanation> explanation =
+        on_metadata ? ExplainData(at) : evidence_.FromBothNeighbours(at);
+    if (!explanation && !on_metadata) explanation = shared_.ForDataEntry(at);
     if (explanation) explained.push_back({found, *explanation});
   }
   if (explained.size() + compressed.size() != 1) return;

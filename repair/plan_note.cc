@@ -133,7 +133,8 @@ bool PlanNote(CheckState& state, OrphanNote orphans, PlanBuilder& plan) {
 void PlanNoteWithdrawn(CheckState& state, PlanBuilder& plan) {
   const HeaderExtension* note = FindNote(state);
   if (note == nullptr || !state.kept_by_repair || state.orphan_clusters != 0 ||
-      state.compressed_too_high != 0 || state.findings.Has(FindingCode::kLeakedCluster)) {
+      state.findings.Has(FindingCode::kRefcountTooHigh) ||
+      state.findings.Has(FindingCode::kLeakedCluster)) {
     return;
   }
   PlanReason reason = Reason("no unreferenced clusters are left");

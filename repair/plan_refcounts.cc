@@ -155,6 +155,22 @@ void PlanRefcountTableLength(CheckState& state, PlanBuilder& plan) {
   WriteOnlyRightGuess(state, plan, *why, {guess});
 }
 
+namespace {
+
+const Finding* FindDataOnRefcountTable(const CheckState& state) {
+  const auto is_shared = [](const Finding& finding) {
+    return finding.code == FindingCode::kDataOnMetadata &&
+           std::any_of(finding.owners.begin(), finding.owners.end(), [](const Owner& owner) {
+             return owner.structure == Structure::kRefcountTable;
+           });
+  };
+  const std::vector<Finding>& findings = state.findings.findings();
+  const auto found = std::find_if(findings.begin(), findings.end(), is_shared);
+  return found == findings.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
 void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
   RefcountStructures structures(state, plan);
   if (!structures.NeedsRepair()) return;
@@ -173,6 +189,11 @@ void PlanRefcountStructures(CheckState& state, PlanBuilder& plan) {
   if (why == nullptr) return;
   PlanReason reason = ReasonFor(*why, "new refcount structures, made from the mapping tables");
   reason.action = RepairAction::kRebuildRefcounts;
+  if (const Finding* shared = FindDataOnRefcountTable(state)) {
+    reason = ReasonFor(*shared,
+                       "a new refcount table: the guest goes on reading the old one, which "
+                       "may not be what it wrote");
+  }
   reason.safety = RepairSafety::kLossless;
   structures.Commit(reason);
 }
@@ -288,9 +309,8 @@ void PlanLoweredRefcounts(CheckState& state, PlanBuilder& plan) {
         why = "freed because --free-orphans asks for it";
         break;
       case FindingCode::kRefcountTooHigh:
-        // What was lost may be in the same clusters as other compressed data.
-        if ((!nothing_lost || (something_given_up && state.compressed_too_high != 0)) &&
-            !free_orphans) {
+        // What was lost may be in clusters that others use, too.
+        if (!orphans_are_waste && !free_orphans) {
           plan.Decline(finding.code, finding.host_offset,
                        "kept: what is missing or could not be examined may reference it");
           continue;

@@ -77,6 +77,9 @@ class DropInTest : public ::testing::Test {
     clean_ = dir_.Write("clean.qcow2", image.bytes);
     SetRefcount(image, image.ClusterOf(image.At(0).host_offset), 3);
     leaky_ = dir_.Write("leaky.qcow2", image.bytes);
+    // A refcount that is too low beside one that is too high says that a pointer was damaged, and
+    // then ours keeps what qemu-img lowers.
+    SetRefcount(image, image.ClusterOf(image.At(0).host_offset), 2);
     SetRefcount(image, image.ClusterOf(image.At(3 << 16).host_offset), 0);
     corrupt_ = dir_.Write("corrupt.qcow2", image.bytes);
     raw_ = dir_.Write("raw.img", std::vector<uint8_t>(65536, 0x5a));

@@ -109,6 +109,8 @@ TEST(KeptOrphans, AreNotWhatWasBehindTheEnd) {
   for (const BuiltCluster& cluster : image.l1.clusters) {
     SetRefcount(image, image.ClusterOf(cluster.host_offset), 20);
   }
+  SetRefcount(image, 0, 0);
+  SetRefcount(image, image.ClusterOf(image.l1.offset), 0);
   const RepairedImage repaired = Repair(image.bytes);
   EXPECT_TRUE(HasFinding(repaired.result.before, FindingCode::kFileTruncated));
   EXPECT_FALSE(HasFinding(repaired.result.after, FindingCode::kFileTruncated));

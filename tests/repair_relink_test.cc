@@ -1,7 +1,11 @@
 // Damaged pointers that one flipped bit explains, and such that two explanations fit.
+#include <bit>
 #include <cstdint>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "checker/check.h"
+#include "cli/repair_outcome.h"
 #include "common/memory_file.h"
 #include "common/table_entry.h"
 #include "gmock/gmock.h"
@@ -9,6 +13,7 @@
 #include "repair/repair.h"
 #include "tests/damage.h"
 #include "tests/image_builder.h"
+#include "tests/repair_scenario.h"
 
 namespace qcow2check::testing {
 namespace {
@@ -62,6 +67,82 @@ TEST(RepairRelinkTest, ACompressedClusterOneBitAwayIsTaken) {
   FlipBit64(image.bytes, image.L2EntryOffset(64 * kCluster), 16);
   ASSERT_NE(GetL2Entry(image, 64 * kCluster), sound);
   EXPECT_EQ(RepairedEntry(image, 64 * kCluster), sound);
+}
+
+// The offset was a single bit, which flipped: the COPIED flag is all that is left of the entry, and
+// the cluster was freed as waste.
+TEST(RepairRelinkTest, ACopiedFlagAloneIsAPointer) {
+  ImageOptions options = {.cluster_bits = 12};
+  for (uint64_t i = 20; i-- > 0;) options.steps.push_back(WriteClusters{.first = i});
+  const BuiltImage sound = BuildImage(options);
+  BuiltImage image = sound;
+  std::vector<uint64_t> guests;
+  for (const BuiltCluster& cluster : sound.l1.clusters) {
+    if (std::has_single_bit(cluster.host_offset)) guests.push_back(cluster.guest_offset);
+  }
+  ASSERT_GE(guests.size(), 2u);
+  SetL2Entry(image, guests[0], kCopiedBit);
+  EXPECT_EQ(Repair(image.bytes).bytes, sound.bytes);
+  // Two of them may each have led to the one or the other.
+  SetL2Entry(image, guests[1], kCopiedBit);
+  EXPECT_EQ(Repair(image.bytes).result.after.held_back.clusters, 2u);
+}
+
+BuiltImage WithSharedClusters() {
+  return BuildImage({.cluster_bits = 12,
+                     .steps = {WriteClusters{.count = 16}, TakeSnapshot{.name = "s"},
+                               WriteClusters{.first = 20}}});
+}
+
+// The disk still has the cluster, whose refcount was lowered: its next write went to the only copy
+// that the snapshot had. And the other way round.
+TEST(RepairRelinkTest, AClusterThatAnotherTableSharesIsTaken) {
+  const BuiltImage sound = WithSharedClusters();
+  const uint64_t of_disk = sound.L2EntryOffset(5 << 12);
+  const uint64_t of_snapshot = sound.snapshots[0].l1.clusters[5].entry_offset;
+  const uint64_t on_metadata = 13;  // the bits that lead to metadata, or to other data, too
+  for (const uint64_t place : {of_disk, of_snapshot}) {
+    for (int bit = on_metadata; bit < 56; ++bit) {
+      BuiltImage image = sound;
+      FlipBit64(image.bytes, place, bit);
+      if (EntryOffset(Peek64(image.bytes, place)) == 0) continue;
+      const Report before = CheckImage(MemoryFile(image.bytes), {});
+      const RepairedImage repaired = Repair(image.bytes);
+      SCOPED_TRACE(absl::StrCat("place ", place, " bit ", bit));
+      if (EntryOffset(Peek64(image.bytes, place)) >= image.bytes.size() ||
+          HasFinding(before, FindingCode::kDataOnMetadata) ||
+          HasFinding(before, FindingCode::kCrossLinkedData)) {
+        EXPECT_EQ(repaired.bytes, sound.bytes);
+      } else {
+        EXPECT_NE(repaired.result.after.held_back.clusters, 0u);
+      }
+    }
+  }
+}
+
+// Nothing proves where it led, but the cluster keeps its refcount: QEMU writes to a copy.
+TEST(RepairRelinkTest, WhatMayBeSharedKeepsItsRefcount) {
+  BuiltImage image = WithSharedClusters();
+  const BuiltCluster& shared = image.snapshots[0].l1.clusters[5];
+  Poke64(image.bytes, shared.entry_offset, 0x123456789000);
+  BuiltImage repaired = image;
+  for (int repair = 0; repair < 2; ++repair) {
+    const RepairedImage result = Repair(repaired.bytes);
+    EXPECT_EQ(result.result.after.verdict, Verdict::kLeaks);
+    EXPECT_EQ(result.result.after.held_back.clusters, 1u);
+    repaired.bytes = result.bytes;
+    EXPECT_EQ(GetRefcount(repaired, image.ClusterOf(shared.host_offset)), 2u);
+  }
+  EXPECT_EQ(Repair(repaired.bytes, {.free_orphans = true}).result.after.verdict, Verdict::kClean);
+}
+
+// The refcount table moved away, and the guest's entry that led to it by mistake was called right.
+TEST(RepairRelinkTest, DataOnTheRefcountTableIsAmbiguous) {
+  BuiltImage image = WithSharedClusters();
+  SetL2Entry(image, 5 << 12, Peek64(image.bytes, 48));
+  const RepairedImage repaired = Repair(image.bytes);
+  EXPECT_TRUE(CopiesSharedData(repaired.result.plan));
+  EXPECT_EQ(repaired.result.after.held_back.clusters, 1u);
 }
 
 }  // namespace
