@@ -270,10 +270,6 @@ void CompareRefcounts(CheckState& state);
 void ResolveOwners(CheckState& state);
 void ClassifyOrphans(CheckState& state);
 
-// Whether there are findings about pointers that no longer lead where they once did: then orphans
-// may be what they led to.
-bool HasLostPointers(const CheckState& state);
-
 }  // namespace qcow2check
 
 #endif  // QCOW2CHECK_CHECKER_CHECK_STATE_H_

@@ -8,7 +8,6 @@
 //
 // Reads a bounded part of the orphans, and nothing if there are none.
 #include <algorithm>
-#include <bit>
 #include <optional>
 #include <string>
 #include <utility>
@@ -21,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "checker/check_state.h"
 #include "checker/cluster_size_guess.h"
+#include "checker/lost_pointers.h"
 #include "checker/orphan_tables.h"
 #include "checker/torn_tables.h"
 #include "common/byte_order.h"
@@ -33,36 +33,6 @@ namespace {
 // table's data would, otherwise as many as a crash does not leave.
 constexpr uint64_t kFewOrphans = 8;
 constexpr uint64_t kManyOrphans = 100;
-
-// Findings about pointers that no longer lead to what they once did.
-constexpr FindingCode kLostPointers[] = {
-    FindingCode::kL1Lost,
-    FindingCode::kL1EntryLost,
-    FindingCode::kL1OffsetInvalid,
-    FindingCode::kL1TooSmall,
-    FindingCode::kL1EntryReservedBits,
-    FindingCode::kL1EntryWithoutOffset,
-    FindingCode::kL2TableMisaligned,
-    FindingCode::kL2TablePastEnd,
-    FindingCode::kL2TableLost,
-    FindingCode::kL2EntryReservedBits,
-    FindingCode::kDataMisaligned,
-    FindingCode::kDataPastEnd,
-    FindingCode::kCompressedPastEnd,
-    FindingCode::kCompressedInDataFile,
-    FindingCode::kSubclusterWithoutCluster,
-    FindingCode::kCrossLinkedData,
-    FindingCode::kCrossLinkedL2,
-    FindingCode::kDataOnMetadata,
-    FindingCode::kMetadataOverlap,
-    FindingCode::kSnapshotTableInvalid,
-    FindingCode::kSnapshotTooMany,
-    FindingCode::kSnapshotL1Invalid,
-    FindingCode::kSnapshotSizeMismatch,
-    FindingCode::kClusterBitsSuspect,
-    FindingCode::kBitmapDirectoryInvalid,
-    FindingCode::kBitmapTableInvalid,
-};
 
 class OrphanJudge {
  public:
@@ -449,6 +419,9 @@ std::string OrphanJudge::WhyHeldBack() const {
   if (lost_l1_entries_ != 0) reasons.push_back("an L1 entry was lost");
   if (reasons.empty() && HasTableOfZeros()) reasons.push_back("an L2 table holds only zeros");
   if (snapshot_table_lost_) reasons.push_back("some of them are snapshots");
+  if (HasOrphansOfManyEntries(state_)) {
+    reasons.push_back("some of them held the compressed data of many entries");
+  }
   if (state_.counted_too_low) {
     reasons.push_back("clusters elsewhere are counted less often than they are referenced");
   }
@@ -476,21 +449,7 @@ void OrphanJudge::ReportOrphans() {
   state_.held_back = {clusters, clusters << geometry_.cluster_bits, clusters != 0 ? why : ""};
 }
 
-// A COPIED flag alone is a pointer with one flipped bit, if one bit leads to an orphan.
-bool HasFlagOneBitFromOrphan(const CheckState& state) {
-  return state.findings.Has(FindingCode::kStrayL2Flag) &&
-         std::any_of(state.orphans.begin(), state.orphans.end(), [](const OrphanRun& run) {
-           return std::bit_ceil(run.first_cluster) < run.first_cluster + run.clusters;
-         });
-}
-
 }  // namespace
-
-bool HasLostPointers(const CheckState& state) {
-  return std::any_of(std::begin(kLostPointers), std::end(kLostPointers),
-                     [&state](FindingCode code) { return state.findings.Has(code); }) ||
-         HasFlagOneBitFromOrphan(state);
-}
 
 void ClassifyOrphans(CheckState& state) { OrphanJudge(state).Run(); }
 

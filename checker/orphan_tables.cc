@@ -6,6 +6,7 @@
 
 #include "absl/types/span.h"
 #include "checker/cluster_batch.h"
+#include "checker/lost_pointers.h"
 #include "checker/old_refcounts.h"
 #include "checker/part_notes.h"
 #include "checker/table_shape.h"

@@ -11,6 +11,7 @@
 
 #include "absl/container/btree_map.h"
 #include "checker/check_state.h"
+#include "checker/lost_pointers.h"
 #include "common/checked_math.h"
 #include "repair/extent_set.h"
 #include "repair/plan_builder.h"

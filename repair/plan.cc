@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "checker/check_state.h"
+#include "checker/lost_pointers.h"
 #include "common/byte_order.h"
 #include "common/checked_math.h"
 #include "common/limits.h"

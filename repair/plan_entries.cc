@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
+#include "checker/lost_pointers.h"
 #include "common/byte_order.h"
 #include "common/limits.h"
 #include "common/table_entry.h"
