@@ -1,6 +1,7 @@
 #include "repair/uncounted_tables.h"
 
 #include "common/checked_math.h"
+#include "common/snapshot_entry.h"
 
 namespace qcow2check {
 
@@ -15,6 +16,12 @@ ExtentSet UncountedTables(const CheckState& state) {
   if (state.header.nb_snapshots != 0 && snapshots < state.file.size_bytes() &&
       state.expected->Get(snapshots / size) == 0) {
     tables.Add(snapshots, snapshots + 1);
+  }
+  // The lengths of the entry that cannot be read: with other bytes there it would be another one.
+  if (!state.snapshots.empty() && state.snapshots.size() < state.header.nb_snapshots) {
+    const SnapshotEntry& last = state.snapshots.back();
+    const uint64_t next = last.offset_bytes + last.length_bytes;
+    tables.Add(next, SaturatingAdd(next, kSnapshotFixedBytes));
   }
   return tables;
 }
