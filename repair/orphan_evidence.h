@@ -47,6 +47,9 @@ class OrphanEvidence {
   // For an entry of the active L1 table that leads to no L2 table.
   std::optional<Explanation> ForL1Entry(uint64_t entry) const;
 
+  // A pointer behind the end of the file whose target has a refcount was right once: the file
+  // was cut off. So was one of several that lead right behind the end.
+  bool WasCutOff(uint64_t offset_bytes) const;
   // Whether the cluster is an orphan that may be guest data. Each is looked into once.
   bool IsOrphan(uint64_t offset_bytes) const;
   // Orphans that are L2 tables, by offset.
@@ -64,9 +67,6 @@ class OrphanEvidence {
   bool FlagFits(uint64_t entry, uint64_t offset_bytes) const;
   Explanation Explain(uint64_t offset_bytes, std::string evidence) const;
   void FindEndsOfFile();
-  // A pointer behind the end of the file whose target has a refcount was right once: the file
-  // was cut off. So was one of several that lead right behind the end.
-  bool WasCutOff(uint64_t offset_bytes) const;
   bool OthersAreRight(uint64_t orphan_bytes, uint64_t entry) const;
   bool HoldsRefcountsOfOld(uint64_t offset_bytes) const;
   bool HoldsReplacedRefcounts(uint64_t offset_bytes) const;

@@ -263,8 +263,12 @@ void EntryPlanner::FixL2Target(const FoundEntry& at) {
   Relink(at, ExplainData(EvidenceAt(at)));
 }
 
-// Nothing if an orphan explains the entry as well as a cluster that others share.
+// Nothing if an orphan explains the entry as well as a cluster that others share, or if it may lead
+// to what was cut off: the other reference to what is shared may have been cut off, too.
 std::optional<Explanation> EntryPlanner::ExplainData(const EntryAt& at) const {
+  const bool may_be_cut_off =
+      IsCompressed(at.entry) ? plan_.was_cut_off() : evidence_.WasCutOff(EntryOffset(at.entry));
+  if (may_be_cut_off) return evidence_.ForDataEntry(at);
   std::optional<Explanation> orphan = evidence_.ForDataEntry(at);
   std::optional<Explanation> shared = shared_.ForDataEntry(at);
   if (orphan && shared) return std::nullopt;
