@@ -12,8 +12,10 @@
 #include "checker/check.h"
 #include "common/header.h"
 #include "common/memory_file.h"
+#include "common/table_entry.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "repair/patched_file.h"
 #include "repair/plan.h"
 #include "repair/repair.h"
 #include "repair/undo.h"
@@ -21,6 +23,8 @@
 #include "tests/damage.h"
 #include "tests/image_builder.h"
 #include "tests/recording_file.h"
+#include "tests/repair_scenario.h"
+#include "tests/sparse_file.h"
 
 namespace qcow2check::testing {
 namespace {
@@ -231,6 +235,37 @@ TEST(ApplyPlanTest, TheCorruptBitStaysWhenTheCheckFindsMore) {
   EXPECT_TRUE(absl::IsDataLoss(result.status)) << result.status;
   EXPECT_TRUE(HasCorruptBit(image.bytes()));
   EXPECT_EQ(ReadUndoLog(undo)->state, UndoLogState::kUnfinished);
+}
+
+// As on a file system that stores no zeros.
+class FileWithoutZeros : public SparseFile {
+ public:
+  using SparseFile::SparseFile;
+  absl::Status WriteAt(HostOffset offset, absl::Span<const uint8_t> src) override {
+    absl::Status status = SparseFile::WriteAt(offset, src);
+    for (uint64_t page = offset.bytes / kPageBytes; page * kPageBytes < size_bytes(); ++page) {
+      const Extent extent = {page * kPageBytes, (page + 1) * kPageBytes};
+      if (ReadsAsZeros(*this, extent.begin_bytes, kPageBytes)) status.Update(Discard(extent));
+    }
+    return status;
+  }
+};
+
+// A table that lies in a hole beside orphans was lost, but not the one whose only entry is given
+// up.
+TEST(ApplyPlanTest, WrittenZerosMayBecomeAHole) {
+  BuiltImage image = BuildImage({.version = 2,
+                                 .cluster_bits = 12,
+                                 .steps = {WriteClusters{}, WriteClusters{.first = 512},
+                                           WriteClusters{.first = 1, .count = 20}}});
+  const uint64_t table = image.L2At(1).host_offset;
+  SetL2Entry(image, uint64_t{512} << 12, kCopiedBit | 0x123457000);
+  for (uint64_t i = 8; i < 20; ++i) SetL2Entry(image, i << 12, 0);
+  FileWithoutZeros file(image.bytes);
+  const RepairResult result = RepairImage(file, {}, {.mode = RepairMode::kAll}, nullptr);
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_TRUE(file.IsHole({table, table + 4096}));
+  EXPECT_TRUE(HasFinding(CheckImage(file, {}), FindingCode::kL2TableLost));
 }
 
 TEST(ApplyPlanTest, NothingIsWrittenBeforeTheLogIsFlushed) {

@@ -14,6 +14,19 @@ bool IsZero(absl::Span<const uint8_t> bytes) {
 
 }  // namespace
 
+bool operator==(const SparseFile& a, const SparseFile& b) {
+  const auto skip_zeros = [](const SparseFile& file, auto it) {
+    while (it != file.pages_.end() && IsZero(it->second)) ++it;
+    return it;
+  };
+  auto in_a = skip_zeros(a, a.pages_.begin()), in_b = skip_zeros(b, b.pages_.begin());
+  while (in_a != a.pages_.end() && in_b != b.pages_.end() && *in_a == *in_b) {
+    in_a = skip_zeros(a, ++in_a);
+    in_b = skip_zeros(b, ++in_b);
+  }
+  return a.size_bytes_ == b.size_bytes_ && in_a == a.pages_.end() && in_b == b.pages_.end();
+}
+
 SparseFile::SparseFile(absl::Span<const uint8_t> bytes) : size_bytes_(bytes.size()) {
   QCOW2CHECK_CHECK(WriteAt(HostOffset{0}, bytes).ok());
 }
@@ -66,7 +79,6 @@ absl::Status SparseFile::WriteAt(HostOffset offset, absl::Span<const uint8_t> sr
     if (it != pages_.end() || !IsZero(piece)) {
       Page& page = it != pages_.end() ? it->second : pages_[at / kPageBytes];
       std::copy(piece.begin(), piece.end(), page.begin() + static_cast<int64_t>(in_page));
-      if (IsZero(page)) pages_.erase(at / kPageBytes);
     }
     src.remove_prefix(length);
     at += length;

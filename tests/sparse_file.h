@@ -1,5 +1,6 @@
 // A file in memory that may be as long as an image claims to be, for inputs that are small and
-// claim much: only what is not zero takes memory, in pages of 4 KiB.
+// claim much: only what is written takes memory, in pages of 4 KiB. As on most file systems zeros
+// that are written over something else stay data; those that are written into a hole leave it one.
 #ifndef QCOW2CHECK_TESTS_SPARSE_FILE_H_
 #define QCOW2CHECK_TESTS_SPARSE_FILE_H_
 
@@ -22,11 +23,9 @@ class SparseFile : public WritableImageFile {
   explicit SparseFile(absl::Span<const uint8_t> bytes);
 
   // Whether they have the same length and the same bytes.
-  friend bool operator==(const SparseFile& a, const SparseFile& b) {
-    return a.size_bytes_ == b.size_bytes_ && a.pages_ == b.pages_;
-  }
+  friend bool operator==(const SparseFile& a, const SparseFile& b);
 
-  // Of the pages that are not all zeros: what the file takes on a disk.
+  // What the file takes on a disk.
   uint64_t stored_bytes() const { return pages_.size() * kPageBytes; }
   // Any length; what is behind the end reads as zeros.
   std::vector<uint8_t> Bytes(uint64_t offset_bytes, uint64_t length_bytes) const;
@@ -47,7 +46,7 @@ class SparseFile : public WritableImageFile {
   using Page = std::array<uint8_t, kPageBytes>;
 
   uint64_t size_bytes_ = 0;
-  std::map<uint64_t, Page> pages_;  // by number; none is all zeros
+  std::map<uint64_t, Page> pages_;  // by number
 };
 
 }  // namespace qcow2check::testing
