@@ -44,6 +44,21 @@ bool IsRaw(absl::string_view format) {
   return format == "raw" || format == "file" || format == "nbd" || format == "host_device";
 }
 
+// What a layer, whose own report is `below`, means for the one above it.
+void JudgeLayer(const ChainLayer& layer, const Report& below, const ImageSummary& above,
+                Report& report) {
+  if (below.verdict != Verdict::kClean && below.verdict != Verdict::kLeaks) {
+    Add(report, FindingCode::kChainLayerBad,
+        absl::StrCat(layer.filename, " is ", NameOf(below.verdict), ": ", below.totals.corruptions,
+                     " corruptions, ", below.totals.check_errors, " errors"));
+  }
+  if (below.image.virtual_size_bytes < above.virtual_size_bytes) {
+    Add(report, FindingCode::kChainSmaller,
+        absl::StrCat(layer.filename, " has ", below.image.virtual_size_bytes,
+                     " bytes, the layer above ", above.virtual_size_bytes));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> ResolveName(const std::string& image_path, const std::string& name) {
@@ -124,16 +139,7 @@ std::vector<ChainLayer> CheckChain(const std::string& path, const ImageId& id,
     }
     layers.push_back(
         {*layer_path, format, below.image.virtual_size_bytes, below.verdict, below.totals});
-    if (below.verdict != Verdict::kClean && below.verdict != Verdict::kLeaks) {
-      Add(report, FindingCode::kChainLayerBad,
-          absl::StrCat(*layer_path, " is ", NameOf(below.verdict), ": ", below.totals.corruptions,
-                       " corruptions, ", below.totals.check_errors, " errors"));
-    }
-    if (below.image.virtual_size_bytes < above.virtual_size_bytes) {
-      Add(report, FindingCode::kChainSmaller,
-          absl::StrCat(*layer_path, " has ", below.image.virtual_size_bytes,
-                       " bytes, the layer above ", above.virtual_size_bytes));
-    }
+    JudgeLayer(layers.back(), below, above, report);
     above_path = *layer_path;
     above = below.image;
   }

@@ -72,6 +72,36 @@ std::vector<CompressedCluster> CollectCompressed(CheckState& state) {
   return clusters;
 }
 
+void ReportOverlap(CheckState& state, const CompressedCluster& last,
+                   const CompressedCluster& cluster) {
+  Finding finding = FindingAt(state, FindingCode::kCompressedOverlap, cluster);
+  for (const CompressedCluster* owner : {&last, &cluster}) {
+    finding.owners.push_back(
+        {.structure = Structure::kCompressedCluster,
+         .host_offset = HostOffset{owner->range.offset_bytes},
+         .entry_offset = HostOffset{owner->entry_offset},
+         .guest_offset = state.geo().GuestOffsetOf(owner->l1_index, owner->l2_index),
+         .l1_index = owner->l1_index,
+         .l2_index = owner->l2_index,
+         .snapshot = owner->snapshot});
+  }
+  state.findings.Add(std::move(finding));
+}
+
+// A claim that is too long looks right once a repair has raised the neighbour's refcount to fit it:
+// only the data shows it.
+void ReportTooLong(CheckState& state, const CompressedCluster& cluster, uint64_t used_bytes) {
+  const int bits = state.geo().cluster_bits;
+  const uint64_t claimed_last = (cluster.range.end_bytes() - 1) >> bits;
+  const uint64_t data_last =
+      (cluster.range.offset_bytes + std::max<uint64_t>(used_bytes, 1) - 1) >> bits;
+  if (claimed_last <= data_last) return;
+  Finding finding = FindingAt(state, FindingCode::kCompressedTooLong, cluster);
+  finding.detail =
+      absl::StrFormat("%d bytes are claimed, %d are used", cluster.range.length_bytes, used_bytes);
+  state.findings.Add(std::move(finding));
+}
+
 void CheckCompressed(CheckState& state) {
   const std::vector<CompressedCluster> clusters = CollectCompressed(state);
   if (clusters.empty()) return;
@@ -118,34 +148,13 @@ void CheckCompressed(CheckState& state) {
     const bool is_the_same = cluster.range.offset_bytes == last.range.offset_bytes &&
                              cluster.l1_index == last.l1_index && cluster.l2_index == last.l2_index;
     if (cluster.range.offset_bytes < used_end && !is_the_same) {
-      Finding finding = FindingAt(state, FindingCode::kCompressedOverlap, cluster);
-      for (const CompressedCluster* owner : {&last, &cluster}) {
-        finding.owners.push_back(
-            {.structure = Structure::kCompressedCluster,
-             .host_offset = HostOffset{owner->range.offset_bytes},
-             .entry_offset = HostOffset{owner->entry_offset},
-             .guest_offset = state.geo().GuestOffsetOf(owner->l1_index, owner->l2_index),
-             .l1_index = owner->l1_index,
-             .l2_index = owner->l2_index,
-             .snapshot = owner->snapshot});
-      }
-      state.findings.Add(std::move(finding));
-    }
-    // A claim that is too long looks right once a repair has raised the neighbour's refcount to fit
-    // it: only the data shows it.
-    const int bits = state.geo().cluster_bits;
-    const uint64_t claimed_last = (cluster.range.end_bytes() - 1) >> bits;
-    const uint64_t data_last =
-        (cluster.range.offset_bytes + std::max<uint64_t>(result.consumed_bytes, 1) - 1) >> bits;
-    if (result.error.empty() && claimed_last > data_last) {
-      Finding finding = FindingAt(state, FindingCode::kCompressedTooLong, cluster);
-      finding.detail = absl::StrFormat("%d bytes are claimed, %d are used",
-                                       cluster.range.length_bytes, result.consumed_bytes);
-      state.findings.Add(std::move(finding));
+      ReportOverlap(state, last, cluster);
     }
     // How far a broken stream goes is not known.
+    if (!result.error.empty()) continue;
+    ReportTooLong(state, cluster, result.consumed_bytes);
     const uint64_t end = cluster.range.offset_bytes + result.consumed_bytes;
-    if (result.error.empty() && end > used_end) {
+    if (end > used_end) {
       used_end = end;
       used_by = i;
     }
