@@ -330,13 +330,43 @@ struct Made {
   std::unique_ptr<PlanBuilder> unfinished;  // to go on from, if the part was restricted
 };
 
+// Whether the rounds of a plan still leave less to repair than those before.
+class Progress {
+ public:
+  bool GoesOn(int round, const Totals& totals) {
+    const uint64_t errors = SaturatingAdd(totals.corruptions, totals.leaks);
+    if (errors < fewest_errors_) {
+      fewest_errors_ = errors;
+      least_round_ = round;
+    }
+    return round - least_round_ <= kMostRoundsWithoutProgress;
+  }
+
+ private:
+  uint64_t fewest_errors_ = kSaturated;
+  int least_round_ = 0;
+};
+
+// One planner after the other, until one has planned a write. Returns the last.
+Planner RunPlanners(CheckState& state, const Attempt& attempt, PlanBuilder& plan) {
+  const uint64_t before = plan.writes();
+  const uint64_t size_bytes = plan.image().size_bytes();
+  Planner last = nullptr;
+  for (const Planner planner : PlannersFor(state, plan.options(), attempt)) {
+    last = planner;
+    planner(state, plan);
+    if (plan.writes() != before) break;
+    plan.TakeBackGrowth(size_bytes);
+  }
+  return last;
+}
+
 Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuilder& earlier,
                 const Attempt& attempt, WantedReport* wanted, Made& made) {
   const RepairOptions& options = earlier.options();
   PlanBuilder plan = earlier.NextPart(attempt.grows_in_doubt);
   bool is_new_l1 = true;
-  uint64_t fewest_errors = kSaturated;
-  int least_round = 0;
+  Progress progress;
   for (int round = 0; round < kMostRounds; ++round) {
     const uint64_t failed_before = plan.failed_reads();
     CheckState state(plan.image(), check);
@@ -358,13 +388,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
     // Entries of what was no L1 table say nothing about where the file ended.
     if (is_new_l1) plan.SetCutOff(WasCutOff(state));
     is_new_l1 = false;
-    const Totals totals = TotalsOf(state);
-    const uint64_t errors = SaturatingAdd(totals.corruptions, totals.leaks);
-    if (errors < fewest_errors) {
-      fewest_errors = errors;
-      least_round = round;
-    }
-    if (round - least_round > kMostRoundsWithoutProgress) break;
+    if (!progress.GoesOn(round, TotalsOf(state))) break;
     if (round != 0 && attempt.grows_in_doubt && LeadsBehindOldEnd(state, plan)) {
       return Outcome::kCollides;
     }
@@ -374,13 +398,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
       return Outcome::kHasNoRoomForNote;
     }
     if (plan.writes() == before && why_nothing.empty()) {
-      const uint64_t size_bytes = plan.image().size_bytes();
-      for (const Planner planner : PlannersFor(state, options, attempt)) {
-        planner(state, plan);
-        is_new_l1 = planner == PlanL1Table;
-        if (plan.writes() != before) break;
-        plan.TakeBackGrowth(size_bytes);
-      }
+      is_new_l1 = RunPlanners(state, attempt, plan) == PlanL1Table;
     }
     // What was not seen may have spoken against it.
     if (!attempt.unread && plan.failed_reads() != failed_before) return Outcome::kUnread;
