@@ -144,6 +144,7 @@ class ReferenceWalk {
     return cluster < expected_.size() ? expected_[cluster] : 0;
   }
   void CompareRefcounts();
+  bool IsTooFar(uint64_t cluster) const;
   void CompareRefcountsBehindEnd();
   void JudgeSharedBlocks();
   void JudgeCopied();
