@@ -251,8 +251,7 @@ class FileWithoutZeros : public SparseFile {
   }
 };
 
-// A table that lies in a hole beside orphans was lost, but not the one whose only entry is given
-// up.
+// A table that lies in a hole beside orphans was lost, but not if its only entry was given up.
 TEST(ApplyPlanTest, WrittenZerosMayBecomeAHole) {
   BuiltImage image = BuildImage({.version = 2,
                                  .cluster_bits = 12,
