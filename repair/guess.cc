@@ -58,6 +58,8 @@ bool IsRefcountTableSound(const CheckState& state, const StoredRefcounts& stored
 // Whether all of the image fits together at least as well with the guess, and something better.
 bool IsRight(const CheckState& now, const CheckState& then, PlanBuilder& plan, const Guess& guess) {
   if (!then.geometry || !then.refcounts_readable) return false;
+  // The note that keeps orphans is where the lengths of all extensions led when it was written.
+  if (now.kept_by_repair && !then.kept_by_repair) return false;
   const StoredRefcounts stored(then, plan);
   if (guess.needed == Proof::kRefcountTableSound) {
     return IsRefcountTableSound(then, stored) && Corruptions(then) < Corruptions(now);

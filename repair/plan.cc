@@ -261,6 +261,10 @@ bool WasCutOff(const CheckState& state) {
   return state.was_cut_off || state.findings.Has(FindingCode::kFileTruncated);
 }
 
+OrphanNote NoteOfLosses(const CheckState& state) {
+  return WasCutOff(state) ? OrphanNote::kCutOff : OrphanNote::kGivenUp;
+}
+
 // Nothing shows any more that the file was cut off, and a pointer still leads to what was behind
 // its end: the next repair would take an orphan one bit away for what it meant.
 bool HidesWhereTheFileEnded(const CheckState& state, const PlanBuilder& plan) {
@@ -366,6 +370,7 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
   const RepairOptions& options = earlier.options();
   PlanBuilder plan = earlier.NextPart(attempt.grows_in_doubt);
   bool is_new_l1 = true;
+  bool note_is_due = attempt.evidence == Evidence::kNote;
   Progress progress;
   for (int round = 0; round < kMostRounds; ++round) {
     const uint64_t failed_before = plan.failed_reads();
@@ -393,9 +398,13 @@ Outcome TryPlan(const ImageFile& file, const CheckOptions& check, const PlanBuil
       return Outcome::kCollides;
     }
     const uint64_t before = plan.writes();
-    if (round == 0 && attempt.evidence == Evidence::kNote &&
-        !PlanNote(state, WasCutOff(state) ? OrphanNote::kCutOff : OrphanNote::kGivenUp, plan)) {
-      return Outcome::kHasNoRoomForNote;
+    if (note_is_due) {
+      // The note goes behind it, and would not be found once its length is set right.
+      PlanBitmapsExtension(state, plan);
+      note_is_due = plan.writes() != before;
+      if (!note_is_due && !PlanNote(state, NoteOfLosses(state), plan)) {
+        return Outcome::kHasNoRoomForNote;
+      }
     }
     if (plan.writes() == before && why_nothing.empty()) {
       is_new_l1 = RunPlanners(state, attempt, plan) == PlanL1Table;

@@ -41,10 +41,13 @@ class BitmapPlanner {
         writer_(state, plan) {}
 
   void Run();
+  // Only what is proven of the extension.
+  void RelinkExtension();
 
  private:
   using Step = void (BitmapPlanner::*)();
 
+  bool MayPlan() const;
   const Finding* FirstOf(FindingCode code) const;
   PlanReason Drop(const Finding& finding, std::string text) const;
   bool WriteRight(const Finding& finding, std::vector<Guess> guesses);
@@ -77,11 +80,13 @@ class BitmapPlanner {
   uint64_t tables_left_ = kMostTables;
 };
 
+bool BitmapPlanner::MayPlan() const {
+  return state_.refcounts_readable && state_.header.version >= 3 &&
+         state_.header.Has(kBitmapsConsistent) && !state_.findings.Has(FindingCode::kUnreadable);
+}
+
 void BitmapPlanner::Run() {
-  if (!state_.refcounts_readable || state_.header.version < 3 ||
-      !state_.header.Has(kBitmapsConsistent) || state_.findings.Has(FindingCode::kUnreadable)) {
-    return;
-  }
+  if (!MayPlan()) return;
   place_ = FindBitmapsExtension(state_);
   if (place_ && place_->fields) entries_ = ReadBitmapDirectory(plan_.image(), *place_->fields);
   const uint64_t before = plan_.writes();
@@ -118,6 +123,11 @@ bool BitmapPlanner::WriteRightTable(const Finding& finding, const BitmapEntry& b
 }
 
 // --- The extension ---
+
+void BitmapPlanner::RelinkExtension() {
+  const Finding* finding = FirstOf(FindingCode::kBitmapExtensionInvalid);
+  if (MayPlan() && finding != nullptr) WriteRight(*finding, guesses_.ForExtension());
+}
 
 void BitmapPlanner::RepairExtension() {
   const Finding* finding = FirstOf(FindingCode::kBitmapExtensionInvalid);
@@ -411,6 +421,10 @@ bool BitmapPlanner::IsOfOthers(const Finding& finding) const {
 }
 
 }  // namespace
+
+void PlanBitmapsExtension(CheckState& state, PlanBuilder& plan) {
+  BitmapPlanner(state, plan).RelinkExtension();
+}
 
 void PlanBitmaps(CheckState& state, PlanBuilder& plan) { BitmapPlanner(state, plan).Run(); }
 

@@ -21,7 +21,11 @@ void PlanL1Table(CheckState& state, PlanBuilder& plan);
 // Snapshot table: entries, their L1 tables, the header's pointer to it.
 void PlanSnapshots(CheckState& state, PlanBuilder& plan);
 
-// Bitmaps: drops bad ones, keeps the others.
+// Bitmaps: their header extension, where one value of a damaged field is proven. Its length says
+// where the extensions behind it are.
+void PlanBitmapsExtension(CheckState& state, PlanBuilder& plan);
+
+// Bitmaps: the same, and drops bad ones, keeps the others.
 void PlanBitmaps(CheckState& state, PlanBuilder& plan);
 
 // L1 and L2 entries whose right value is proven: flags, reserved bits, pointers that exactly one

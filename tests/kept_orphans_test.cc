@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "checker/check.h"
+#include "common/header_extension.h"
 #include "common/memory_file.h"
 #include "common/table_entry.h"
 #include "gmock/gmock.h"
@@ -95,6 +96,29 @@ TEST(KeptOrphans, HaveOneNote) {
     EXPECT_EQ(result.repairs[i].status, RepairStatus::kDone);
   }
   EXPECT_EQ(notes, 1);
+}
+
+// The note goes behind the bitmaps' extension. Where its length was damaged, the note was put where
+// that length led, to be found no more once the length was right, or over the extension itself.
+TEST(KeptOrphans, HaveTheirNoteBehindAnExtensionWhoseLengthWasDamaged) {
+  const BuiltImage sound = BuildImage(
+      {.cluster_bits = 12, .steps = {WriteClusters{.count = 8}}, .bitmaps = {{.name = "backup"}}});
+  const uint64_t extension = sound.Extension(kExtensionBitmaps).offset;
+  for (const int bit : {0, 1, 2, 3, 4, 5, 16}) {
+    SCOPED_TRACE(bit);
+    BuiltImage image = sound;
+    SetL2Entry(image, 0, kCopiedBit | uint64_t{1} << 40);
+    SetL2Entry(image, 4096, kCopiedBit | uint64_t{1} << 41);
+    Poke32(image.bytes, extension + 4, kBitmapsExtensionBytes ^ (uint32_t{1} << bit));
+    const RepairedImage repaired = Repair(image.bytes);
+    const Report& after = repaired.result.after;
+    EXPECT_TRUE(HasFinding(repaired.result.before, FindingCode::kBitmapExtensionInvalid));
+    EXPECT_EQ(after.verdict, Verdict::kLeaks);
+    EXPECT_EQ(after.image.bitmaps, 1u);
+    EXPECT_TRUE(HasFinding(after, FindingCode::kKeptByRepair));
+    EXPECT_EQ(after.held_back.clusters, 2u);
+    EXPECT_EQ(Repair(repaired.bytes).bytes, repaired.bytes);
+  }
 }
 
 // The refcount block looks like none, and with it goes the only sign that the file was cut off: the
