@@ -280,7 +280,9 @@ bool ReferenceWalk::CanOnlyBeL2Table(uint64_t offset) const {
     uint64_t target = word & kHostOffsetBits;
     if (Bit(word, 62)) {
       target = word & Bits(0, 69 - cluster_bits_);
-      if (Bit(word, 63) || (target & Bits(56, 63)) != 0) return false;
+      // COPIED has no meaning there; some writer may set it all the same.
+      const bool leads_into_file = data_file_ || target < size();
+      if ((target & Bits(56, 63)) != 0 || (Bit(word, 63) && !leads_into_file)) return false;
     } else {
       if ((word & (Bits(1, 8) | Bits(56, 61))) != 0 || !Aligned(target)) return false;
       if (Bit(word, 0) && header_.version < 3) return false;
