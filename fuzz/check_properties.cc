@@ -34,21 +34,19 @@ class CountingFile : public ImageFile {
  public:
   explicit CountingFile(const ImageFile& file) : file_(file) {}
 
-  uint64_t reads() const { return reads_; }
   uint64_t bytes() const { return bytes_; }
 
   uint64_t size_bytes() const override { return file_.size_bytes(); }
   absl::Status ReadAt(HostOffset offset, absl::Span<uint8_t> dst) const override {
-    ++reads_;
     bytes_ += dst.size();
     return file_.ReadAt(offset, dst);
   }
   Extent NextData(HostOffset offset) const override { return file_.NextData(offset); }
+  uint64_t allocated_bytes() const override { return file_.allocated_bytes(); }
   bool IsHole(const Extent& extent) const override { return file_.IsHole(extent); }
 
  private:
   const ImageFile& file_;
-  mutable std::atomic<uint64_t> reads_ = 0;
   mutable std::atomic<uint64_t> bytes_ = 0;
 };
 
