@@ -1,9 +1,10 @@
 // The note that a repair leaves in the image (common/header_extension.h): orphans are to be kept
 // although nothing in the image shows any more why.
 //
-// It is a header extension behind the others. In the first sector it is written at once, together
-// with the backing file's name moving out of its way. Elsewhere everything is in place before eight
-// bytes, the extension's head where the end marker was, make it valid.
+// It is a header extension behind the others. In the first sector it is written in one step with
+// the backing file's name moving out of its way: the disk writes a sector as a whole. Elsewhere
+// everything is in place before eight bytes, the extension's head where the end marker was, make it
+// valid.
 #include <algorithm>
 #include <vector>
 
@@ -63,21 +64,6 @@ bool CopyBackingName(const CheckState& state, PlanBuilder& plan, uint64_t to) {
   return true;
 }
 
-// The note and, if it is not 0, the backing file name's new place, in one write to the first
-// sector.
-void WriteAtOnce(const CheckState& state, PlanBuilder& plan, uint64_t head,
-                 const std::vector<uint8_t>& extension, uint64_t name_moved_to,
-                 const std::string& why) {
-  const uint64_t begin = name_moved_to != 0 ? kBackingOffsetField : head;
-  std::vector<uint8_t> bytes(head + extension.size() - begin);
-  std::copy_n(state.first_cluster.begin() + static_cast<int64_t>(begin), head - begin,
-              bytes.begin());
-  std::copy(extension.begin(), extension.end(), bytes.begin() + static_cast<int64_t>(head - begin));
-  if (name_moved_to != 0) Store64(bytes.data(), name_moved_to);
-  plan.Write(begin, bytes, Reason(why));
-  plan.Flush();
-}
-
 }  // namespace
 
 bool PlanNote(CheckState& state, OrphanNote orphans, PlanBuilder& plan) {
@@ -115,13 +101,16 @@ bool PlanNote(CheckState& state, OrphanNote orphans, PlanBuilder& plan) {
     // The head is the end marker's, whose length says nothing.
     return false;
   }
-  if (head + extension.size() <= kSectorBytes) {
-    WriteAtOnce(state, plan, head, extension, name_moves_to, why);
-    return true;
-  }
+  const bool at_once = head + extension.size() <= kSectorBytes;
   if (name_moves_to != 0) {
+    // Nothing between this and the note: it may have changes that wait for the end of the plan.
     plan.Write64(kBackingOffsetField, name_moves_to, Reason("the backing file's name has moved"));
+    if (!at_once) plan.Flush();
+  }
+  if (at_once) {
+    plan.Write(head, extension, Reason(why));
     plan.Flush();
+    return true;
   }
   plan.Write(head + kHeadBytes, absl::MakeConstSpan(extension).subspan(kHeadBytes), Reason(why));
   plan.Flush();

@@ -121,6 +121,27 @@ TEST(KeptOrphans, HaveTheirNoteBehindAnExtensionWhoseLengthWasDamaged) {
   }
 }
 
+// The note pushes the backing file's name away. The dirty bit, which lies between the name's field
+// and the note, is cleared last: a note planned after that took it for cleared, and no repair could
+// begin.
+TEST(KeptOrphans, HaveTheirNoteInAnOverlayThatIsDirty) {
+  BuiltImage image = BuildImage(
+      {.cluster_bits = 12,
+       .dirty = true,
+       .backing = BackingOptions{},
+       .steps = {WriteClusters{.count = 8}, WriteClusters{.first = kSecondTable, .count = 1}}});
+  SetL2Entry(image, kSecondTable << 12, 0);
+  const RepairedImage repaired = Repair(image.bytes);
+  const Report& after = repaired.result.after;
+  EXPECT_TRUE(repaired.result.status.ok()) << repaired.result.status;
+  EXPECT_EQ(after.verdict, Verdict::kLeaks);
+  EXPECT_FALSE(HasFinding(after, FindingCode::kDirtyBit));
+  EXPECT_TRUE(HasFinding(after, FindingCode::kKeptByRepair));
+  EXPECT_EQ(after.held_back.clusters, 1u);
+  EXPECT_EQ(after.image.backing_name, "base.qcow2");
+  EXPECT_TRUE(Undo(repaired) == image.bytes);
+}
+
 // The refcount block looks like none, and with it goes the only sign that the file was cut off: the
 // next repair took the lost table one bit away for what the pointer behind the end meant.
 TEST(KeptOrphans, AreNotWhatWasBehindTheEnd) {
