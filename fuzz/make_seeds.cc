@@ -60,7 +60,7 @@ std::vector<Feature> Features() {
       {"backing", Full({.cluster_bits = 9, .backing = BackingOptions{}})},
       {"data-file", Full({.cluster_bits = 9, .data_file = DataFileOptions{}})},
       {"raw-data-file", Full({.cluster_bits = 9, .data_file = DataFileOptions{.raw = true}})},
-      {"luks", Full({.cluster_bits = 12, .luks = LuksOptions{.key_bytes = 16}})},
+      {"luks", Full({.cluster_bits = 9, .luks = LuksOptions{.key_bytes = 16, .stripes = 4}})},
       {"unknown-extension",
        Full({.cluster_bits = 9, .extensions = {{0x12345678, {1, 2, 3, 4, 5}}}})},
       {"feature-names", Full({.cluster_bits = 10, .feature_names = true})},
@@ -69,7 +69,10 @@ std::vector<Feature> Features() {
       {"extended-l2", Full({.cluster_bits = 14, .extended_l2 = true})},
       {"clusters-4k", Full({.cluster_bits = 12})},
       {"clusters-64k", Full({.cluster_bits = 16})},
-      {"clusters-2m", Full({.cluster_bits = 21})},
+      // As full as the others it would be too large, even as text.
+      {"clusters-2m",
+       {.cluster_bits = 21,
+        .steps = {Write{.guest_offset = 5 << 21, .length = 512, .fill = 0x41}}}},
   };
   for (int order = 0; order <= 6; ++order) {
     features.push_back({absl::StrCat("refcount-order-", order),
@@ -130,18 +133,22 @@ class SeedWriter {
     Write(target, name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   }
 
-  void WriteImage(const std::string& name, const std::vector<uint8_t>& bytes) const {
+  // False if the image, even as text, is too large for the targets that take a whole one.
+  bool WriteImage(const std::string& name, const std::vector<uint8_t>& bytes) const {
     const SparseFile image(absl::MakeConstSpan(bytes));
     const std::string text = FormatImageText(image);
+    Write("header", name, image.Bytes(0, std::min<uint64_t>(bytes.size(), 2048)));
+    const bool as_bytes = bytes.size() <= kMostImageBytes;
+    if (!as_bytes && text.size() > kMostTextBytes) return false;
     for (const char* target : {"check", "repair"}) {
-      if (bytes.size() <= kMostImageBytes) {
+      if (as_bytes) {
         Write(target, name, bytes);
-      } else if (text.size() <= kMostTextBytes) {
+      } else {
         Write(target, name, text);
       }
     }
-    Write("header", name, image.Bytes(0, std::min<uint64_t>(bytes.size(), 2048)));
     WriteUndo(name, image);
+    return true;
   }
 
  private:
@@ -172,7 +179,7 @@ ImageOptions DamagedOptions(int cluster_bits) {
 
 void MakeSeeds(const SeedWriter& writer) {
   for (const Feature& feature : Features()) {
-    writer.WriteImage(feature.name, BuildImage(feature.options).bytes);
+    QCOW2CHECK_CHECK(writer.WriteImage(feature.name, BuildImage(feature.options).bytes));
   }
   for (const int cluster_bits : {9, 16}) {
     for (const FieldDamage& damage : AllFieldDamages()) {
