@@ -103,7 +103,7 @@ bool PlanNote(CheckState& state, OrphanNote orphans, PlanBuilder& plan) {
   }
   const bool at_once = head + extension.size() <= kSectorBytes;
   if (name_moves_to != 0) {
-    // Nothing between this and the note: it may have changes that wait for the end of the plan.
+    // Not one write from here to the note: the feature bits between are cleared at the plan's end.
     plan.Write64(kBackingOffsetField, name_moves_to, Reason("the backing file's name has moved"));
     if (!at_once) plan.Flush();
   }
